@@ -1,0 +1,168 @@
+"Picture builders: sizes, colours, edge cases, and that every figure really draws."
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from timet import viz
+from timet.core import TimetError
+
+
+def drawn(figure):
+    "The figure as an image; it must not be empty."
+    assert isinstance(figure, Figure)
+    png = viz.to_png(figure)
+    image = np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
+    assert image.std() > 1
+    return image
+
+
+def test_colors_are_stable_distinct_and_many():
+    many = viz.cluster_colors(600)
+    assert many.shape == (600, 3) and many.dtype == np.uint8
+    for k in (1, 7, 20, 64, 65, 500):
+        np.testing.assert_array_equal(viz.cluster_colors(k), many[:k])
+    assert len(np.unique(many[:500], axis=0)) == 500
+    lab = viz.oklab(many[:20])
+    gap = np.linalg.norm(lab[:, :, None] - lab[:, None], axis=-1) + 9 * np.eye(20)
+    assert gap.min() > 0.07  # for each of the four observers; 0.02 is just visible
+    assert viz.cluster_colors(5000).shape == (5000, 3)
+
+
+def test_oklab_knows_white_grey_and_red():
+    lab = viz.oklab(np.array([[255, 255, 255], [0, 0, 0], [255, 0, 0]]))[0]
+    np.testing.assert_allclose(lab[0], [1, 0, 0], atol=1e-3)
+    np.testing.assert_allclose(lab[1], 0, atol=1e-6)
+    np.testing.assert_allclose(lab[2], [0.628, 0.2249, 0.1258], atol=1e-3)  # Ottosson's table
+
+
+def test_color_map():
+    colors = viz.cluster_colors(500)
+    np.testing.assert_array_equal(viz.color_map(np.arange(500).reshape(20, 25)).reshape(-1, 3), colors)
+    assert viz.color_map(torch.tensor([[1, 255]]), ignore=255)[0, 1].tolist() == list(viz.BLANK)
+    assert viz.color_map(np.array([[255]], np.uint8))[0, 0].tolist() == colors[255].tolist()
+    assert viz.color_map(np.zeros((2, 3, 4), bool)).shape == (2, 3, 4, 3)
+    assert viz.color_map([[5]], colors=[[1, 2, 3]]).tolist() == [[[1, 2, 3]]]
+    with pytest.raises(TimetError, match="argmax"):
+        viz.color_map(np.zeros((2, 2)))
+
+
+@pytest.mark.parametrize(
+    "h, w, gh, gw", [(96, 96, 12, 12), (60, 107, 14, 14), (100, 40, 5, 2), (3, 3, 3, 3), (5, 5, 9, 9)]
+)
+def test_resize_takes_the_patch_that_covers_the_pixel_centre(h, w, gh, gw):
+    ids = np.arange(gh * gw).reshape(gh, gw)
+    got = viz.resize(ids, (h, w))
+    for y in range(h):
+        for x in range(w):
+            assert got[y, x] == ids[int((y + 0.5) * gh / h), int((x + 0.5) * gw / w)]
+
+
+def test_overlay_mixes_and_leaves_alone():
+    frame = np.full((8, 8, 3), 100, np.uint8)
+    labels = np.array([[0, 1], [255, -1]])
+    got = viz.overlay(frame, labels, alpha=0.5, background=True, ignore=255, edges=False)
+    assert (got[:4, :4] == 100).all() and (got[4:] == 100).all()
+    assert got[0, 7].tolist() == np.round((100.0 + viz.cluster_colors(1)[0]) / 2).tolist()
+    assert viz.overlay(np.zeros((3, 8, 4, 3)), np.zeros((3, 2, 1), int)).shape == (3, 8, 4, 3)
+    with pytest.raises(TimetError, match="one map a frame"):
+        viz.overlay(np.zeros((3, 8, 4, 3)), np.zeros((2, 2, 1), int))
+
+
+def test_pictures_of_everything():
+    assert viz.as_picture(torch.ones(2, 2, 3, dtype=torch.bfloat16)).tolist() == np.full((2, 2, 3), 255).tolist()
+    picture = viz.as_picture(np.array([[np.nan, 0.0], [1.0, np.inf]]))
+    assert picture[0, 0].tolist() == list(viz.BLANK) == picture[1, 1].tolist()
+    assert viz.as_picture(np.zeros((3, 4))).shape == (3, 4, 3)
+    with pytest.raises(TimetError):
+        viz.as_picture(np.empty((0, 4)))
+
+
+def test_image_grid():
+    grid = viz.image_grid([np.zeros((2, 2), int), None, np.zeros((4, 6, 3), np.uint8)], 2, gap=1)
+    assert grid.shape == (9, 13, 3)
+    assert (grid[:4, 7:] == 255).all() and (grid[5:, :6] == 0).all()
+    with pytest.raises(TimetError):
+        viz.image_grid([None], 1)
+
+
+@pytest.mark.parametrize("t, h, w", [(1, 20, 20), (4, 96, 54), (3, 48, 85), (16, 14, 14)])
+@pytest.mark.parametrize("k", [1, 500])
+def test_film_strip(t, h, w, k):
+    rng = np.random.default_rng(0)
+    frames = rng.integers(0, 255, (t, h, w, 3), dtype=np.uint8)
+    numbers = np.where(rng.random((t, 7, 7)) < 0.1, np.nan, rng.random((t, 7, 7)))
+    rows = {"frames": frames, "clusters": rng.integers(0, k, (t, 7, 7)), "numbers": numbers, "gap": [None] * t}
+    image = drawn(viz.film_strip(rows, titles=[str(i) for i in range(t)], width=8))
+    assert image.shape[1] <= 805
+
+
+def test_film_strip_scales_a_row_of_numbers_together():
+    dim, bright = np.zeros((4, 4)), np.ones((4, 4))
+    rows = viz._row([dim, bright])
+    assert rows[0].mean() < rows[1].mean()
+
+
+def test_film_strip_refuses_nothing():
+    for rows in ({}, {"a": []}, {"a": np.zeros((0, 2, 2, 3))}, {"a": [None]}):
+        with pytest.raises(TimetError):
+            viz.film_strip(rows)
+
+
+@pytest.mark.parametrize("t, size, grid", [(2, (32, 32), (4, 4)), (4, (40, 71), (14, 14)), (5, (64, 36), (8, 5))])
+def test_affinity_heat(t, size, grid):
+    rng = np.random.default_rng(0)
+    frames, heat = rng.random((t, *size, 3)), rng.random((t - 1, *grid))
+    heat[0, 0] = np.nan
+    drawn(viz.affinity_heat(frames, heat, (grid[0] - 1, 0), radius=2, titles=["x"] * t))
+    drawn(viz.affinity_heat(frames, np.zeros_like(heat), (0, grid[1] - 1)))
+    with pytest.raises(TimetError, match="outside the grid"):
+        viz.affinity_heat(frames, heat, grid)
+
+
+def test_curves_and_bars_draw_mean_and_spread():
+    rng = np.random.default_rng(0)
+    figure = viz.curves({f"run {i}": rng.random((5, 20)) + 0.01 * i for i in range(8)}, log=True)
+    drawn(figure)
+    names = [text for text in figure.axes[0].texts]
+    heights = sorted(text.get_position()[1] for text in names)
+    assert len(names) == 8 and min(np.diff(heights)) > 0.05  # names do not touch
+    line = viz.curves({"a": [[1, 3], [3, 5]]}).axes[0].lines[0]
+    np.testing.assert_array_equal(line.get_ydata(), [2, 4])
+    drawn(viz.curves({"nothing": [np.nan, np.nan], "one": [1.0, 2.0]}))
+    bars = viz.bars({"a": {"x": [1.0, 3.0], "y": 2.0}, "b": {"x": np.nan}})
+    drawn(bars)
+    assert [round(p.get_height(), 6) for p in bars.axes[0].patches] == [2.0, 2.0, 0.0, 0.0]
+    drawn(viz.bars({"many": {f"class {i}": i for i in range(66)}}))
+
+
+def test_legend_and_bytes():
+    drawn(viz.legend({0: "background", 3: "cat", 66: "zebra"}, background=True, columns=2))
+    drawn(viz.legend(["one"]))
+    one, two = (viz.to_png(viz.curves({"a": [1, 2, 4]})) for _ in range(2))
+    assert one == two
+
+
+def test_tokens_to_rgb_shares_its_colours_over_frames():
+    rng = np.random.default_rng(0)
+    classes = rng.integers(0, 3, (4, 30))
+    tokens = 5 * rng.standard_normal((3, 16))[classes]
+    picture = viz.tokens_to_rgb(torch.from_numpy(tokens), (5, 6)).reshape(-1, 3)
+    for c in range(3):
+        assert len(np.unique(picture[classes.ravel() == c], axis=0)) == 1
+    assert len(np.unique(picture, axis=0)) == 3
+    np.testing.assert_array_equal(viz.tokens_to_rgb(tokens, (5, 6)), viz.tokens_to_rgb(tokens.copy(), (5, 6)))
+    assert viz.tokens_to_rgb(tokens[:, :, :1], (5, 6)).shape == (4, 5, 6, 3)
+
+
+def test_nothing_touches_pyplot():
+    import subprocess
+    import sys
+
+    code = "import sys, timet.viz as v; v.to_png(v.curves({'a': [1, 2]})); print('matplotlib.pyplot' in sys.modules)"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "False"
