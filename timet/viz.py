@@ -261,7 +261,7 @@ def bars(
                 axes.plot(*dots(wiggle, v), "o", markersize=3.2, color=tuple(0.55 * color), markeredgewidth=0)
                 axes.plot(*dots([w, w], np.array([m - s, m + s])), color=INK, linewidth=1.2)
             if v.size and digits >= 0:
-                tip, level = max(m + s, v.max()), (5, 0) if horizontal else (0, 4)
+                tip, level = max(m + s, v.max(), 0), (5, 0) if horizontal else (0, 4)
                 axes.annotate(f"{m:.{digits}f}", dots(w, tip), level, textcoords="offset points", fontsize=10,
                               color=INK, ha="left" if horizontal else "center",
                               va="center" if horizontal else "bottom")  # fmt: skip
