@@ -3,11 +3,9 @@
 import base64
 import io
 
+import ipywidgets as W
 import numpy as np
 import pytest
-
-W = pytest.importorskip("ipywidgets")
-
 from matplotlib.figure import Figure
 from PIL import Image
 
