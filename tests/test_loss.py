@@ -20,6 +20,15 @@ from timet.loss import TimeT, check_clip, cluster_loss, diagnose, parameter_grou
 GRID, PATCH, D, K, WIDTHS = (3, 4), 2, 6, 5, (7, 4)
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Tiny products: more threads only wait for each other."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 class Small(nn.Module):
     "A backbone of three linear layers with the interface of `timet.backbone.Backbone`; counts the frames it sees."
 

@@ -13,6 +13,15 @@ from timet.core import TimetError
 from timet.sinkhorn import SAFE_SPAN, across, sinkhorn
 
 
+@pytest.fixture(autouse=True)
+def one_thread():
+    "Tiny products: more threads only wait for each other."
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 def oracle(scores: torch.Tensor, epsilon: float = 0.05, iterations: int = 10) -> torch.Tensor:
     "Row and column logarithms, one entry at a time, in float64; columns first, rows last (Eq. 7 and 8)."
     m, k = scores.shape
