@@ -67,7 +67,7 @@ class Sources(Sequence):
 
     def __repr__(self) -> str:
         named = f", {len(self.classes) - 1} classes" if self.semantic else ""
-        return f"{len(self)} clips ({self.layout}{named})"
+        return f"{len(self)} clip{'s' * (len(self) != 1)} ({self.layout}{named})"
 
 # %% ../nbs/01_data.ipynb #bbf5d497
 SIBLINGS = {"jpegimages": ("Annotations", "Annotations_unsupervised"), "videos": ("masks",), "frames": ("masks",)}
@@ -137,12 +137,12 @@ def _find_masks(path: Path, root: Path) -> str | None:
     return None
 
 # %% ../nbs/01_data.ipynb #15b885b0
-def _names(paths: list[Path], root: Path) -> list[str]:
+def _names(paths: list[Path], root: Path, videos: set[Path]) -> list[str]:
     plain = []
     for path in paths:
         inside = path.relative_to(root) if path != root else Path(root.name)
         kept = [part for part in inside.parts[:-1] if part.lower() not in {*SIBLINGS, *RESOLUTIONS}]
-        plain.append("/".join([*kept, path.name if path.suffix.lower() not in VIDEOS else path.stem]))
+        plain.append("/".join([*kept, path.stem if path in videos else path.name]))
     twice = {name for name, count in Counter(plain).items() if count > 1}
     return [path.relative_to(root).as_posix() if name in twice else name for path, name in zip(paths, plain)]
 
@@ -198,8 +198,8 @@ def _split_names(root: Path, split: str) -> list[str]:
         else sorted([*root.glob(f"ImageSets/**/{split}.txt"), *root.glob(f"{split}.txt")])
     )
     if len(lists) != 1:
-        have = sorted({str(p.relative_to(root).with_suffix("")) for p in root.glob("ImageSets/**/*.txt")})
-        parts = [p.name for p in root.iterdir() if p.is_dir() and re.split("[_-]", p.name.lower())[0] in SPLITS]
+        have = sorted({p.relative_to(root).with_suffix("").as_posix() for p in root.glob("ImageSets/**/*.txt")})
+        parts = sorted(p.name for p in root.iterdir() if p.is_dir() and re.split("[_-]", p.name.lower())[0] in SPLITS)
         raise TimetError(
             f"split {split!r} must name one folder or list in {root}, found {len(lists)}; there are "
             f"{', '.join([*parts, *(h.removeprefix('ImageSets/') for h in have)]) or 'none'}"
@@ -271,7 +271,7 @@ def _assemble(
     ids = {category: i for i, category in enumerate(categories, 1)}
     layout = _name_layout(folders, root, bool(categories)) if folders else ""
     items: list[Source] = []
-    for i, (path, name) in enumerate(zip([*videos, *folders], _names([*videos, *folders], root))):
+    for i, (path, name) in enumerate(zip([*videos, *folders], _names([*videos, *folders], root, set(videos)))):
         film = i < len(videos)
         plain = path.with_suffix("") if film else path
         objects = metas[meta_of[path]][0].get(plain.name, {}) if path in meta_of else {}

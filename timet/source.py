@@ -46,21 +46,8 @@ def read_image(
 
     Raises `VideoError` for a missing, empty, truncated or unreadable picture.
     """
-    try:
-        data = Path(path).read_bytes()
-    except (OSError, ValueError):
-        data = b""  # `check_file` below says why
-    if data[:2] == b"\xff\xd8":
-        import torch
-        from torchvision.io import ImageReadMode, decode_jpeg
-
-        try:
-            pixels = decode_jpeg(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.RGB)
-            return pixels.permute(1, 2, 0).contiguous().numpy()
-        except RuntimeError:
-            pass  # Pillow reads it, or says what is wrong
     with _opened(path) as picture:
-        return np.array(picture.convert("RGB"))
+        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 # %% ../nbs/00b_source.ipynb #aec3ff3e
 IGNORE = 255  # pixels that no score counts
