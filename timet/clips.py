@@ -122,7 +122,7 @@ def blur(
 
 # %% ../nbs/01a_clips.ipynb #ffe16615
 def _pair(size: int | tuple[int, int], name: str = "size") -> tuple[int, int]:
-    pair = (size, size) if isinstance(size, int) else tuple(size)
+    pair = tuple(size) if isinstance(size, (tuple, list)) else (size, size)
     if len(pair) != 2 or not all(isinstance(s, int) and s > 0 for s in pair):
         raise TimetError(f"{name} must be a whole number of pixels above 0, or two of them, got {size}")
     return pair
@@ -261,7 +261,7 @@ class EvalTransform:
 
     def __post_init__(self) -> None:
         _pair(self.size)
-        _pair(self.mask_size or self.size, "mask_size")
+        _pair(self.size if self.mask_size is None else self.mask_size, "mask_size")
 
     def __call__(
         self,
@@ -275,7 +275,7 @@ class EvalTransform:
         if masks is None:
             return x
         check_shape(masks, "t h w", "masks", t=len(frames))
-        size = _pair(self.mask_size or self.size)
+        size = _pair(self.size if self.mask_size is None else self.mask_size)
         return x, F.resize(torch.as_tensor(masks), list(size), InterpolationMode.NEAREST_EXACT).long()
 
 # %% ../nbs/01a_clips.ipynb #4a319606
