@@ -106,7 +106,7 @@ def turn_hue(
     ks = ((h + (n + 6 * turn)).remainder_(6) for n in (5, 3, 1))
     return torch.stack([v - c * torch.minimum(k, 4 - k).clamp_(0, 1) for k in ks], dim=-3)
 
-
+# %% ../nbs/01a_clips.ipynb #110d0964
 def blur(
     x: Tensor,  # Pictures `(... h w)`
     sigma: float,  # Pixels; above 0
@@ -137,7 +137,7 @@ def _planes(frames: np.ndarray, masks: np.ndarray | None) -> tuple[Tensor, Tenso
         check_shape(masks, "t h w", "masks", t=sizes["t"], h=sizes["h"], w=sizes["w"])
     return rearrange(torch.from_numpy(frames), "t h w c -> t c h w"), None if masks is None else torch.as_tensor(masks)
 
-
+# %% ../nbs/01a_clips.ipynb #a0708a73
 @dataclass(frozen=True)
 class ClipAugment:
     """Crop, mirror, colour and blur a whole clip by one plan (augmentation of the released code, its accidents put right).
@@ -392,7 +392,7 @@ class ClipLoader:
                 raise
             raise TimetError(f"a loader worker died ({error}); take fewer workers or smaller batches") from error
 
-
+# %% ../nbs/01a_clips.ipynb #b5274c4f
 class _Guarded(Dataset):
     "Hands a mistake over as a value, since a worker would wrap an exception into pages of traceback."
 
@@ -417,7 +417,7 @@ def _collate(items: list[dict[str, Any] | TimetError]) -> dict[str, Any] | Timet
         "scans": {key: info for item in items for key, info in item["scans"].items()},
     }
 
-
+# %% ../nbs/01a_clips.ipynb #1f397901
 def make_loader(
     dataset: ClipDataset,
     *,

@@ -75,7 +75,7 @@ RESOLUTIONS = ("480p", "1080p", "full-resolution")  # DAVIS in several sizes: th
 NOT_FRAMES = {"annotations", "annotations_unsupervised", "masks", "motion", "imagesets", "scribbles", "__macosx"}
 SPLITS = {"train", "train1", "trainval", "val", "val1", "valid", "validation", "test", "heldout"}
 
-
+# %% ../nbs/01_data.ipynb #b2f8543b
 def _look(folder: Path, top: bool = True) -> tuple[list[Path], list[Path]]:
     "Video files and folders of frames, downwards from a folder."
     try:
@@ -97,7 +97,7 @@ def _look(folder: Path, top: bool = True) -> tuple[list[Path], list[Path]]:
         folders = [folder]
     return videos, folders
 
-
+# %% ../nbs/01_data.ipynb #e0c86681
 def _below(path: Path, word: str) -> int | None:
     "Where a folder name stands in a path, the last time it occurs."
     places = [i for i, part in enumerate(path.parts) if part.lower() == word]
@@ -146,7 +146,7 @@ def _names(paths: list[Path], root: Path, videos: set[Path]) -> list[str]:
     twice = {name for name, count in Counter(plain).items() if count > 1}
     return [path.relative_to(root).as_posix() if name in twice else name for path, name in zip(paths, plain)]
 
-
+# %% ../nbs/01_data.ipynb #a7df5da0
 def _read_meta(path: Path) -> tuple[dict[str, dict[int, str]], set[str]]:
     "Video -> object -> category, and all categories, from a `meta.json`; empty where it is of another kind."
     try:
@@ -164,7 +164,7 @@ def _read_meta(path: Path) -> tuple[dict[str, dict[int, str]], set[str]]:
     listed = {c for c in more if isinstance(c, str)} if isinstance(more, list) and found else set()
     return found, listed | {category for objects in found.values() for category in objects.values()}
 
-
+# %% ../nbs/01_data.ipynb #7c729755
 def _name_layout(folders: list[Path], root: Path, has_meta: bool) -> str:
     "What kind of frame folders these are, from the words in the path and the names of the frames."
     first = folders[0]
@@ -207,7 +207,7 @@ def _split_names(root: Path, split: str) -> list[str]:
     words = [line.split()[0] for line in lists[0].read_text(encoding="utf-8").splitlines() if line.strip()]
     return list(dict.fromkeys(Path(w).parent.name if Path(w).suffix.lower() in IMAGES else w for w in words))
 
-
+# %% ../nbs/01_data.ipynb #30982136
 def find_sources(
     path: str | Path,  # A video, or a folder with videos or frames somewhere below
     *,
@@ -252,7 +252,7 @@ def find_sources(
         raise TimetError(f"split {split!r} names {len(lost)} sequences that {path} does not hold, first {lost[0]}")
     return Sources([by_name[n] for n in names], found.root, found.layout, found.classes, found.semantic)
 
-
+# %% ../nbs/01_data.ipynb #fdbe67bb
 def _assemble(
     videos: list[Path], folders: list[Path], root: Path, fps: float | None, kind: str = "video tree"
 ) -> Sources:
@@ -361,7 +361,7 @@ class Verify:
         if report.problems:
             raise SystemExit(1)
 
-
+# %% ../nbs/01_data.ipynb #40ffcb0a
 @dataclass(frozen=True)
 class Show:
     "Print which sequences a path holds, with sizes, rates, masks and classes."
@@ -391,7 +391,7 @@ class Show:
         if sources.semantic:
             print("  classes: " + ", ".join(f"{i} {name}" for i, name in sources.classes.items()))
 
-
+# %% ../nbs/01_data.ipynb #4e632241
 def main(
     argv: list[str] | None = None,  # The words after the command; `None` reads the real command line
 ) -> None:

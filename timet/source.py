@@ -258,7 +258,7 @@ class VideoSource(Source):
 # %% ../nbs/00b_source.ipynb #ed34cc4d
 DEFAULT_FPS = 24.0  # frames a second of a folder about which nothing is known
 
-
+# %% ../nbs/00b_source.ipynb #1550f442
 class FolderSource(Source):
     "A folder of frames in natural order, with masks of the same names in another folder."
 
@@ -334,7 +334,7 @@ def _check_video(path: str) -> tuple[int, list[str]]:
         f"{path}: {len(bad)} of {len(info.pts)} frames are damaged or lost, first frame {bad[0]} at {info.starts[bad[0]]:.2f} s"
     ]
 
-
+# %% ../nbs/00b_source.ipynb #6912df6a
 def _check_picture(path: Path) -> tuple[int, int]:
     "Height and width of a frame that decodes without a remark."
     import av
@@ -352,7 +352,7 @@ def _check_picture(path: Path) -> tuple[int, int]:
             raise VideoError(f"{path} is damaged: some of its codes make no sense; fetch it again") from None
     return read_image(path).shape[:2]
 
-
+# %% ../nbs/00b_source.ipynb #330be426
 def check_source(
     source: Source,  # A sequence with or without masks
 ) -> tuple[int, int, list[str]]:  # Frames read, masks read, and one sentence for each thing that is wrong

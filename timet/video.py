@@ -126,64 +126,48 @@ def take_fresh_scans() -> dict[ScanKey, VideoInfo]:
     return taken
 
 # %% ../nbs/00a_video.ipynb #9fc56766
-def _scan(path: str) -> VideoInfo:
+@dataclass
+class _Packets:
+    "What one pass over the packets has collected."
+
+    codec: str
+    kind: str  # container, FFmpeg's first name
+    stream: int
+    alone: bool  # the only video stream
+    base: float  # seconds of one tick
+    rate: float  # frames a second, as the header says
+    promised: int  # frames, as the header says; 0 unknown
+    length: float  # seconds, as the header says; 0 unknown
+    rows: list[tuple[int | None, bool, bool, int]]  # pts, keyframe, hidden by an edit list, duration
+    first: Any | None = None  # the first frame
+
+
+def _collect_packets(path: str) -> _Packets:
     import av
 
-    packets, first = [], None
-    try:
-        with open_video(path) as film:
-            # a song's cover picture is a video stream too
-            streams = [s for s in film.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
-            if not streams:
-                raise VideoError(f"{path} holds no pictures, only sound or data; give a file with a video stream")
-            stream = streams[0]
-            for packet in film.demux(stream):
-                if first is None:
-                    first = _first_frame(packet)
-                if packet.size:
-                    packets.append((packet.pts, packet.is_keyframe, packet.is_discard, packet.duration or 0))
-            base, rate = float(stream.time_base), float(stream.average_rate or stream.guessed_rate or 25)
-            codec, number, kind = (
-                stream.codec_context.codec.canonical_name,
-                stream.index,
-                film.format.name.split(",")[0],
-            )
-            promised = stream.frames if kind == "mov" else 0
-            length = film.duration / av.time_base if film.duration and len(film.streams) == 1 else 0.0
-            alone = len(film.streams.video) == 1
-    except av.FFmpegError as error:
-        raise VideoError(
-            f"{path} is not a video that FFmpeg can read ({error.strerror}); fetch it again or convert it to MP4"
-        ) from None
-    again = "fetch or copy it again"
-    if len(packets) < promised:
-        raise VideoError(f"{path} is cut short: {len(packets)} of {promised} frames are there; {again}")
-    if first is None or not packets:
-        raise VideoError(f"{path} is damaged: no frame can be decoded; {again}")
-    if any(pts is None for pts, *_ in packets):
-        raise VideoError(f"{path} has no timestamps; wrap it with `ffmpeg -i FILE -c copy OUT.mp4`")
-    pts = np.unique([p for p, _, hidden, _ in packets if not hidden])
-    starts = (pts - pts[0]) * base
-    fps = (len(pts) - 1) / starts[-1] if len(pts) > 1 else rate
-    duration = starts[-1] + (max((p, d) for p, _, hidden, d in packets if not hidden)[1] * base or 1 / fps)
-    if length > 1.1 * duration + 0.5:
-        raise VideoError(f"{path} is cut short: {duration:.1f} of {length:.1f} seconds are there; {again}")
-    open_gop = _refers_back(packets)
-    turned = first.rotation % 180 != 0
-    return VideoInfo(
-        path=path,
-        starts=_constant(starts),
-        fps=float(fps),
-        duration=float(duration),
-        open_gop=open_gop,
-        codec=codec,
-        height=first.width if turned else first.height,
-        width=first.height if turned else first.width,
-        pts=_constant(pts),
-        keys=_constant(np.unique([p for p, key, *_ in packets if key])),
-        stream=number,
-        plain=kind in EXACT_IN and alone and not open_gop and len(pts) == len(packets),
-    )
+    with open_video(path) as film:
+        # a song's cover picture is a video stream too
+        streams = [s for s in film.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
+        if not streams:
+            raise VideoError(f"{path} holds no pictures, only sound or data; give a file with a video stream")
+        stream, kind = streams[0], film.format.name.split(",")[0]
+        found = _Packets(
+            codec=stream.codec_context.codec.canonical_name,
+            kind=kind,
+            stream=stream.index,
+            alone=len(film.streams.video) == 1,
+            base=float(stream.time_base),
+            rate=float(stream.average_rate or stream.guessed_rate or 25),
+            promised=stream.frames if kind == "mov" else 0,
+            length=film.duration / av.time_base if film.duration and len(film.streams) == 1 else 0.0,
+            rows=[],
+        )
+        for packet in film.demux(stream):
+            if found.first is None:
+                found.first = _first_frame(packet)
+            if packet.size:
+                found.rows.append((packet.pts, packet.is_keyframe, packet.is_discard, packet.duration or 0))
+    return found
 
 
 def _first_frame(packet: Any) -> Any | None:
@@ -194,11 +178,11 @@ def _first_frame(packet: Any) -> Any | None:
     except av.FFmpegError:
         return None
 
-
-def _refers_back(packets: list[tuple]) -> bool:
+# %% ../nbs/00a_video.ipynb #fcf403b8
+def _refers_back(rows: list[tuple]) -> bool:
     "A frame that is stored after a keyframe and shown before it may need the group in front: an open group."
     key = None
-    for pts, is_key, *_ in packets:
+    for pts, is_key, *_ in rows:
         if is_key:
             key = pts
         elif key is not None and pts < key:
@@ -209,6 +193,47 @@ def _refers_back(packets: list[tuple]) -> bool:
 def _constant(x: np.ndarray) -> np.ndarray:
     x.flags.writeable = False
     return x
+
+
+def _scan(path: str) -> VideoInfo:
+    import av
+
+    again = "fetch or copy it again"
+    try:
+        found = _collect_packets(path)
+    except av.FFmpegError as error:
+        reason = error.strerror
+        raise VideoError(
+            f"{path} is not a video that FFmpeg can read ({reason}); {again} or convert it to MP4"
+        ) from None
+    if len(found.rows) < found.promised:
+        raise VideoError(f"{path} is cut short: {len(found.rows)} of {found.promised} frames are there; {again}")
+    if found.first is None or not found.rows:
+        raise VideoError(f"{path} is damaged: no frame can be decoded; {again}")
+    if any(pts is None for pts, *_ in found.rows):
+        raise VideoError(f"{path} has no timestamps; wrap it with `ffmpeg -i FILE -c copy OUT.mp4`")
+    shown = [(pts, lasts) for pts, _, hidden, lasts in found.rows if not hidden]
+    pts = np.unique([p for p, _ in shown])
+    starts = (pts - pts[0]) * found.base
+    fps = (len(pts) - 1) / starts[-1] if len(pts) > 1 else found.rate
+    duration = starts[-1] + (max(shown)[1] * found.base or 1 / fps)
+    if found.length > 1.1 * duration + 0.5:
+        raise VideoError(f"{path} is cut short: {duration:.1f} of {found.length:.1f} seconds are there; {again}")
+    open_gop, size = _refers_back(found.rows), (found.first.height, found.first.width)
+    return VideoInfo(
+        path=path,
+        starts=_constant(starts),
+        fps=float(fps),
+        duration=float(duration),
+        open_gop=open_gop,
+        codec=found.codec,
+        height=size[found.first.rotation % 180 != 0],
+        width=size[found.first.rotation % 180 == 0],
+        pts=_constant(pts),
+        keys=_constant(np.unique([p for p, key, *_ in found.rows if key])),
+        stream=found.stream,
+        plain=found.kind in EXACT_IN and found.alone and not open_gop and len(pts) == len(found.rows),
+    )
 
 # %% ../nbs/00a_video.ipynb #8fd1dd7c
 SLACK = 1.5e-3  # seconds
@@ -279,7 +304,7 @@ def read_with_pyav(
         )
     return np.stack([found[p] for p in wanted.tolist()])
 
-
+# %% ../nbs/00a_video.ipynb #bf3f2651
 def _collect(info: VideoInfo, missing: set[int], key: int | None, found: dict[int, np.ndarray]) -> None:
     "Decode from a keyframe until the last of the missing timestamps has passed."
     with open_video(info.path) as film:
