@@ -1,6 +1,8 @@
 "Clusters, matching and mIoU against brute force written from the definitions."
 
 import itertools
+import subprocess
+import sys
 import time
 
 import numpy as np
@@ -13,6 +15,7 @@ from timet.eval.cluster import (
     confusion,
     iou_table,
     kmeans,
+    load_faiss,
     match_hungarian,
     match_many_to_one,
     miou,
@@ -209,13 +212,28 @@ def test_kmeans_edges():
 
 
 def test_faiss_keeps_its_number_of_threads():
-    import faiss
-
+    faiss = load_faiss()
     before = faiss.omp_get_max_threads()
     kmeans(np.zeros((4, 2)), 2)
     with pytest.raises(TimetError):
         kmeans(np.zeros((4, 2)), 5)
     assert faiss.omp_get_max_threads() == before
+
+
+def test_faiss_survives_what_a_video_reader_loads():
+    "decord2 loads NVIDIA's nvblas into the process; faiss must not call it."
+    code = """
+import numpy as np
+import timet.core
+try:
+    import decord
+except ImportError:
+    pass
+from timet.eval.cluster import kmeans
+print(len(kmeans(np.random.default_rng(0).standard_normal((3000, 50)), 40, niter=2, nredo=1)[1]))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout.strip() == "40", done.stderr[-500:]
 
 
 def test_large_problems_are_quick():
