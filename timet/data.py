@@ -22,21 +22,16 @@ from typing import Annotated
 import tyro
 
 from .core import TimetError, parse, progress, run_command, write_json
-from timet.source import (  # noqa: F401, one address for all of the data
-    IGNORE,
-    IMAGES,
-    VIDEOS,
-    FolderSource,
-    Source,
-    VideoSource,
-    check_source,
-    list_files,
-    natural_key,
-    read_image,
-    read_mask,
-    to_classes,
-)
-from .video import VideoError, VideoInfo, frame_at, read_frames, scan  # noqa: F401
+from .source import IGNORE as IGNORE
+from .source import IMAGES, VIDEOS, FolderSource, Source, VideoSource, check_source, list_files, natural_key
+from .source import read_image as read_image
+from .source import read_mask as read_mask
+from .source import to_classes as to_classes
+from .video import VideoError as VideoError
+from .video import VideoInfo as VideoInfo
+from .video import frame_at as frame_at
+from .video import read_frames as read_frames
+from .video import scan as scan
 
 # %% ../nbs/01_data.ipynb #20b4dc9d
 class Sources(Sequence):
