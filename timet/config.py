@@ -32,10 +32,12 @@ RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "num_frames": (lambda v: 2 <= v < math.inf, "at least 2: a first and a last frame"),
     "delta_t": (lambda v: 0 < v < math.inf, "above 0, in seconds; the paper takes 0.5"),
     **{name: _at_least(1) for name in ("clips_per_source", "batch_size", "epochs", "max_steps", "accumulate")},
-    **{name: _at_least(0) for name in ("lr_backbone", "lr_head", "weight_decay", "weight_decay_end", "save_every")},
+    **{name: (lambda v: 0 <= v <= 1e30, "from 0 to 1e30; the paper takes 1e-5 and 1e-4") for name in ("lr_backbone", "lr_head")},
+    **{name: _at_least(0) for name in ("weight_decay", "weight_decay_end", "save_every", "cache_mb")},
+    "crop_scale": (lambda v: 0 < v <= 1, "above 0 and at most 1"),
     "num_prototypes": _at_least(2),
     "head": (lambda v: v in ("released", "paper") or (len(v) > 0 and min(v) >= 1), "released, paper, or widths above 0"),
-    **{name: _at_least(1) for name in ("radius", "topk", "context", "iterations", "log_every", "eval_seeds")},
+    **{name: _at_least(1) for name in ("radius", "topk", "context", "iterations", "log_every", "eval_seeds", "eval_clips")},
     **{name: _above(0) for name in ("temperature", "epsilon", "loss_temperature", "save_seconds")},
     "ema_decay": (lambda v: 0 <= v < 1, "from 0 and below 1 (0.99, say), or None for no teacher"),
     **{name: _at_least(0) for name in ("queue_size", "workers", "seed")},
@@ -81,6 +83,8 @@ class TrainConfig:
     preset: Literal["demo", "paper", "ablation"] = "demo"  # Which set of values the other flags start from
     data: Path | None = None  # Video file, or folder of videos or of frame folders; None: the sample clips
     val_data: Path | None = None  # Held-out clips with masks, for scores before and after; None: the sample world's
+    split: str | None = None  # Part of --data: a folder (train), a list of ImageSets (val), or a file of names
+    val_split: str | None = None  # The same for --val-data
     fps: float | None = None  # Frames a second of frame folders; None: what their layout says (DAVIS 24, YT-VOS 6)
     out: Path | None = None  # Run folder, new or empty; None: the next free runs/PRESET
     resume: bool = False  # Go on with the run in --out (--resume RUN is short for --resume --out RUN)
@@ -93,10 +97,11 @@ class TrainConfig:
     num_frames: int = 4  # Frames of a clip (paper, Table 1c: 4)
     delta_t: float = 0.5  # Seconds between its frames (paper, Table 1b: 0.5)
     sampling: Literal["regular", "uniform"] = "regular"  # Every delta_t (paper), or sorted random frames (code)
-    augment: Literal["full", "light", "none"] = "full"  # Clip augmentation (paper, App. A; numbers from the code)
-    clips_per_source: int = 1  # Clips cut from each video in an epoch (paper: 1)
+    augment: Literal["full", "crop", "none"] = "crop"  # Crop and mirror; full: and colours, blur (paper, App. A; code)
+    crop_scale: float = 0.3  # Least share of a frame that the random crop keeps (code: 0.4)
+    clips_per_source: int = 16  # Clips cut from each video in an epoch (paper: 1)
     batch_size: int = 16  # Clips of an optimiser step, over all devices and parts (paper, App. A: 128)
-    epochs: int = 7  # Passes over the videos (paper, Sec. 4: 30, and 12 for ablations)
+    epochs: int = 15  # Passes over the videos (paper, Sec. 4: 30, and 12 for ablations)
     max_steps: int | None = None  # Train for exactly so many steps instead; the schedules then span these
 
     lr_backbone: float = 3e-4  # Learning rate of the tuned blocks; cosine to 0 (paper, App. A: 1e-5)
@@ -126,13 +131,15 @@ class TrainConfig:
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU (code: fp32)
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; several GPUs through torchrun or accelerate launch
     compile: bool = False  # Compile the backbone: slow first step, then faster on a GPU
-    workers: int | None = None  # Processes that read clips; None: as many as help on this machine
+    workers: int | None = None  # Processes that read clips, for each device; None: 0 on a CPU, else up to 8
+    cache_mb: float = 256.0  # Memory for decoded frames, MB a process: small sets are decoded once
     seed: int = 0  # Of weights, order, clips and augmentation
 
     save_every: int = 100  # Steps between checkpoints; 0: by time alone
     save_seconds: float = 300.0  # Seconds after which a checkpoint is due in any case
     log_every: int = 1  # Steps between lines of log.jsonl
     eval: bool = True  # Look at held-out clips before and after: cluster maps, and scores where there are masks
+    eval_clips: int = 200  # Held-out clips at most, evenly spaced
     eval_clusters: int = 30  # K of the over-clustering score (paper, Table 4: 10, 200, 500)
     eval_seeds: int = 5  # K-means seeds of every score (paper, Sec. 4: 5)
 
@@ -150,6 +157,10 @@ _PAPER = {
     "weights": "hub",
     "tuned_blocks": 2,
     "image_size": 224,
+    "augment": "full",
+    "crop_scale": 0.4,
+    "clips_per_source": 1,
+    "cache_mb": 0.0,
     "batch_size": 128,
     "epochs": 30,
     "lr_backbone": 1e-5,
@@ -225,7 +236,7 @@ def read_command(
     return parse(TrainConfig, argv, prog="timet.train", default=default, description=about)
 
 # %% ../nbs/08c_config.ipynb #eca12e3d
-FREE = set("data out resume device compile workers save_every save_seconds log_every eval".split())
+FREE = set("data out resume device compile workers cache_mb save_every save_seconds log_every eval".split())
 
 
 def continued(

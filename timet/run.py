@@ -43,8 +43,11 @@ def _git(*words: str) -> str:
     return done.stdout.strip() if done.returncode == 0 else ""
 
 
-def versions() -> dict[str, Any]:  # For `versions.json`
-    "Python, platform, package versions, and the commit of this package where it runs from a git checkout."
+def versions(
+    device: torch.device | str = "cpu",  # Where the run computes
+) -> dict[str, Any]:  # For `versions.json`
+    "Python, platform, packages, device, and the commit of this package where it runs from a git checkout."
+    device = torch.device(device)
     packages = {}
     for name in PACKAGES:
         try:
@@ -55,6 +58,8 @@ def versions() -> dict[str, Any]:  # For `versions.json`
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else str(device),
+        "threads": torch.get_num_threads(),
         "packages": packages,
         "commit": _git("rev-parse", "HEAD") if tracked else None,
         "uncommitted_changes": bool(_git("status", "--porcelain", "--", ".")) if tracked else None,
@@ -83,7 +88,6 @@ def claim_folder(
     if make:
         try:
             out.mkdir(parents=True, exist_ok=True)
-            (out / "checkpoints").mkdir()
         except OSError as error:
             raise TimetError(f"cannot make the run folder {out}: {error.strerror}; choose another --out") from error
     return out
@@ -126,7 +130,11 @@ def save_checkpoint(
     Raises `TimetError` where the folder cannot be written or the disk is full.
     """
     with atomic_write(path) as part, open(part, "wb") as file:
-        torch.save({"format": FORMAT, **state}, file)
+        try:
+            torch.save({"format": FORMAT, **state}, file)
+        except RuntimeError as error:
+            # torch closes its archive on the way out, and what it says then hides the full disk
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_checkpoint(
