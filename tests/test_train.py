@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -25,7 +26,8 @@ from timet.config import FREE, PRESETS, TrainConfig, continued, load_config, pre
 from timet.core import TimetError
 from timet.report import Snapshot, load_snapshot, matched, score_lines, write_report
 from timet.run import RunLog, StopSignal, claim_folder, load_checkpoint, read_log, save_checkpoint
-from timet.train import cosine, main, start_accelerator, start_session, step_batches, train, train_step
+from timet.session import MODEL, cosine, start_accelerator, start_session, step_batches, train_step
+from timet.train import main, train
 
 TINY = {
     "image_size": 32, "num_frames": 3, "delta_t": 0.25, "fps": 8.0, "batch_size": 4, "num_prototypes": 8, "head": (16, 8),
@@ -324,9 +326,12 @@ def test_two_processes_equal_one(world: Path, tmp_path: Path, launch) -> None:
     "Half the batch each over gloo, with all-reduced Sinkhorn and averaged gradients: the losses of one process."
     settings = config(world, tmp_path / "one", epochs=3)
     train(settings)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
     pair = [
         launch(words(replace(settings, out=tmp_path / "two")), RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
-               LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT="29431", OMP_NUM_THREADS="1")
+               LOCAL_WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port, OMP_NUM_THREADS="1")
         for rank in range(2)
     ]  # fmt: skip
     for process in pair:
@@ -342,7 +347,7 @@ def test_two_processes_equal_one(world: Path, tmp_path: Path, launch) -> None:
 def test_torchrun(world: Path, tmp_path: Path) -> None:
     "The launcher itself, two processes on the CPU."
     settings = config(world, tmp_path / "run", max_steps=2)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29432"]
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     done = subprocess.run(
         [*launcher, "-m", "timet.train", *words(settings)], capture_output=True, text=True, timeout=300, check=False
     )
@@ -474,7 +479,7 @@ def test_paper_defaults_equal_those_of_the_functions() -> None:
 
     defaults = {name: p.default for name, p in inspect.signature(TimeT).parameters.items()}
     paper = preset_config("paper")
-    assert {name: getattr(paper, name) for name in room.MODEL} == {name: defaults[name] for name in room.MODEL}
+    assert {name: getattr(paper, name) for name in MODEL} == {name: defaults[name] for name in MODEL}
 
 
 def test_flags_win_over_the_preset() -> None:

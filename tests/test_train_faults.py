@@ -19,7 +19,8 @@ from timet import train as room
 from timet.config import TrainConfig, load_config, read_command
 from timet.core import TimetError
 from timet.run import RunLog, claim_folder, load_checkpoint, read_log, save_checkpoint
-from timet.train import LAST, main, train
+from timet.session import LAST
+from timet.train import main, train
 
 TINY = {
     "image_size": 32, "num_frames": 3, "delta_t": 0.25, "fps": 8.0, "batch_size": 4, "num_prototypes": 8, "head": (16, 8),
