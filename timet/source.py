@@ -39,6 +39,12 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         raise VideoError(f"{path} cannot be read as a picture ({reason}); fetch it again or leave it out") from None
 
 
+def _pixels(path: str | Path) -> np.ndarray:
+    "The RGB pixels of a picture; not to be written to."
+    with _opened(path) as picture:
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
 def read_image(
     path: str | Path,  # A picture of any kind Pillow knows
 ) -> np.ndarray:  # RGB uint8 `(h w 3)`
@@ -46,8 +52,7 @@ def read_image(
 
     Raises `VideoError` for a missing, empty, truncated or unreadable picture.
     """
-    with _opened(path) as picture:
-        return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    return _pixels(path).copy()
 
 # %% ../nbs/00b_source.ipynb #aec3ff3e
 IGNORE = 255  # pixels that no score counts
@@ -289,15 +294,20 @@ class FolderSource(Source):
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        return read_image(Path(self.path) / self.files[0]).shape[:2]
+        return _pixels(Path(self.path) / self.files[0]).shape[:2]
 
     def frames(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
         wanted = self._checked(index).tolist()
-        read = {i: read_image(Path(self.path) / self.files[i]) for i in set(wanted)}
-        shapes = {picture.shape[:2] for picture in read.values()}
-        if len(shapes) > 1:
-            raise VideoError(f"the frames of {self.path} differ in size, {sorted(shapes)}; make them one size")
-        return np.stack([read[i] for i in wanted])
+        # one block, filled in place: a second copy of every frame would cost as much as decoding it
+        out: np.ndarray | None = None
+        for row, i in enumerate(wanted):
+            pixels = out[wanted.index(i)] if i in wanted[:row] else _pixels(Path(self.path) / self.files[i])
+            out = np.empty((len(wanted), *pixels.shape), dtype=np.uint8) if out is None else out
+            if pixels.shape != out.shape[1:]:
+                sizes = sorted({pixels.shape[:2], out.shape[1:3]})
+                raise VideoError(f"the frames of {self.path} differ in size, {sizes}; make them one size")
+            out[row] = pixels
+        return out
 
     @cached_property
     def _by_stem(self) -> dict[str, int]:
@@ -350,7 +360,7 @@ def _check_picture(path: Path) -> tuple[int, int]:
             with _opened(path):  # where Pillow knows the reason, it says it
                 pass
             raise VideoError(f"{path} is damaged: some of its codes make no sense; fetch it again") from None
-    return read_image(path).shape[:2]
+    return _pixels(path).shape[:2]
 
 # %% ../nbs/00b_source.ipynb #330be426
 def check_source(
