@@ -220,6 +220,12 @@ def test_faiss_keeps_its_number_of_threads():
     assert faiss.omp_get_max_threads() == before
 
 
+def test_no_gpu_is_said(monkeypatch):
+    monkeypatch.setattr(load_faiss(), "get_num_gpus", lambda: 0, raising=False)
+    with pytest.raises(TimetError, match="sees no GPU"):
+        kmeans(np.zeros((4, 2)), 2, gpu=True)
+
+
 def test_faiss_survives_what_a_video_reader_loads():
     "decord2 loads NVIDIA's nvblas into the process; faiss must not call it."
     code = """

@@ -15,19 +15,11 @@ from PIL import Image
 
 from timet import evaluate as room
 from timet.backbone import create_backbone, export_backbone
+from timet.cache import cache_folder, cached_arrays, content_key, fingerprint
 from timet.core import TimetError
 from timet.data import find_sources
 from timet.eval.video import evaluate
-from timet.evaluate import (
-    EvaluateConfig,
-    cached_arrays,
-    content_key,
-    fingerprint,
-    format_table,
-    load_tokens,
-    main,
-    open_backbone,
-)
+from timet.evaluate import EvaluateConfig, format_table, load_tokens, main, open_backbone
 
 TINY = "timet_tiny_patch8_96"
 
@@ -191,7 +183,7 @@ def test_a_kill_leaves_nothing_that_looks_like_an_answer(tmp_path):
     code = f"""
 import time, numpy as np
 from pathlib import Path
-from timet.evaluate import cached_arrays
+from timet.cache import cached_arrays
 def fill(allocate):
     allocate("tokens", (2, 5), np.float32)[:] = 1
     print("half", flush=True)
@@ -225,9 +217,9 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
 def test_where_tokens_are_kept(monkeypatch, tmp_path):
     monkeypatch.delenv("TIMET_CACHE", raising=False)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    assert room.cache_folder() == tmp_path / "timet"
+    assert cache_folder() == tmp_path / "timet"
     monkeypatch.setenv("TIMET_CACHE", str(tmp_path / "mine"))
-    assert room.cache_folder() == tmp_path / "mine"
+    assert cache_folder() == tmp_path / "mine"
 
 
 # -- the command

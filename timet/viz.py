@@ -90,6 +90,26 @@ def _row(row: Sequence[Any]) -> list[np.ndarray | None]:
     return [None if x is None else as_picture(x, limits=limits) for x in arrays]
 
 # %% ../nbs/06_viz.ipynb #c2b2024f
+def _glow(frame: np.ndarray, map_: np.ndarray, size: tuple[int, int], colormap: str) -> np.ndarray:
+    "A dimmed grey frame with a map from 0 to 1 as light on it; the root lets weak values be seen."
+    grey = resize(frame, size, nearest=False).mean(-1, keepdims=True) * 0.35
+    light = np.sqrt(np.clip(resize(np.nan_to_num(map_), size), 0, 1))[..., None]
+    glow = matplotlib.colormaps[colormap](light[..., 0])[..., :3] * 255
+    return ((1 - light) * grey + light * glow).astype(np.uint8)
+
+
+def _root_scale(figure: Figure, axes: Axes, top: float, colormap: str) -> None:
+    "A colour bar at the right of `axes`, from 0 to `top`, as the root of the value."
+    box = axes.get_position()
+    bar = figure.add_axes((box.x1 + 0.012, box.y0 + 0.08 * box.height, 0.011, 0.84 * box.height))
+    bar.imshow(np.linspace(1, 0, 64)[:, None], aspect="auto", cmap=colormap, extent=(0, 1, 0, 1))
+    bar.set_yticks(np.sqrt([0, 0.25, 1.0]), [f"{top * v:.2g}" for v in (0, 0.25, 1.0)], fontsize=10, color=INK)
+    bar.yaxis.tick_right()
+    bar.set_xticks([])
+    bar.tick_params(length=0)
+    bar.spines[:].set_visible(False)
+
+# %% ../nbs/06_viz.ipynb #f9724983
 def affinity_heat(
     frames: Any,  # Past frames, then the query's own frame last `(t h w 3)`
     heat: Any,  # Affinity of the query with every patch of the past frames `(t-1 h w)`, on the grid; NaN is blank
@@ -111,40 +131,24 @@ def affinity_heat(
     if not (0 <= row < gh and 0 <= column < gw):
         raise TimetError(f"the query {tuple(query)} lies outside the grid of {gh} x {gw} patches")
     gap, cell = 6, int(min((100 * (width - 0.75) - 6 * (t - 1)) / t, 320 * max(w / h, 0.6)))
-    size = (round(cell * h / w), cell)
+    size, step = (round(cell * h / w), cell), (cell * h / w / gh, cell / gw)
     finite = heat[np.isfinite(heat)]
     top = float(finite.max()) if finite.size and finite.max() > 0 else 1.0
-    cells = []
-    for frame, map_ in zip(frames[:-1], heat):
-        grey = resize(frame, size, nearest=False).mean(-1, keepdims=True) * 0.35
-        light = np.sqrt(np.clip(resize(np.nan_to_num(map_), size) / top, 0, 1))[..., None]
-        glow = matplotlib.colormaps[colormap](light[..., 0])[..., :3] * 255
-        cells.append(((1 - light) * grey + light * glow).astype(np.uint8))
+    cells = [_glow(frame, map_ / top, size, colormap) for frame, map_ in zip(frames[:-1], heat)]
     figure, axes = _sheet(image_grid([*cells, resize(frames[-1], size, nearest=False)], t, size=size, gap=gap),
                           0.0, 0.28 if titles else 0.0, 0.75)  # fmt: skip
-    step = size[0] / gh, size[1] / gw
-    style = {"fill": False, "edgecolor": "white", "clip_on": False}
-    start = (t - 1) * (cell + gap)
+    corner = ((t - 1) * (cell + gap) + column * step[1], row * step[0])
     for color, line in (("#000000", 3.5), ("#ffffff", 1.8)):
-        axes.add_patch(Rectangle((start + column * step[1], row * step[0]), step[1], step[0],
-                                 fill=False, edgecolor=color, linewidth=line))  # fmt: skip
+        axes.add_patch(Rectangle(corner, step[1], step[0], fill=False, edgecolor=color, linewidth=line))
     if radius is not None:
         r0, r1 = max(row - radius, 0), min(row + radius + 1, gh)
         c0, c1 = max(column - radius, 0), min(column + radius + 1, gw)
         for i in range(t - 1):
-            corner = (i * (cell + gap) + c0 * step[1], r0 * step[0])
-            axes.add_patch(Rectangle(corner, (c1 - c0) * step[1], (r1 - r0) * step[0], linestyle=(0, (4, 3)), **style))
+            axes.add_patch(Rectangle((i * (cell + gap) + c0 * step[1], r0 * step[0]), (c1 - c0) * step[1],
+                                     (r1 - r0) * step[0], fill=False, edgecolor="white", linestyle=(0, (4, 3))))  # fmt: skip
     for c, title in enumerate(titles or []):
         axes.text(c * (cell + gap) + cell / 2, -7, title, ha="center", va="bottom", fontsize=11, color=FAINT)
-    # the scale is a square root, so that weak affinities are seen: the bar says so by its ticks
-    box = axes.get_position()
-    bar = figure.add_axes((box.x1 + 0.012, box.y0 + 0.08 * box.height, 0.011, 0.84 * box.height))
-    bar.imshow(np.linspace(1, 0, 64)[:, None], aspect="auto", cmap=colormap, extent=(0, 1, 0, 1))
-    bar.set_yticks(np.sqrt([0, 0.25, 1.0]), [f"{top * v:.2g}" for v in (0, 0.25, 1.0)], fontsize=10, color=INK)
-    bar.yaxis.tick_right()
-    bar.set_xticks([])
-    bar.tick_params(length=0)
-    bar.spines[:].set_visible(False)
+    _root_scale(figure, axes, top, colormap)
     return figure
 
 # %% ../nbs/06_viz.ipynb #bc02aa35

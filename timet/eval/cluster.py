@@ -9,10 +9,11 @@ __all__ = ['confusion', 'iou_table', 'match_hungarian', 'match_many_to_one', 'mi
 # %% ../../nbs/07_eval.cluster.ipynb #32b4f6ae
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import ModuleType
 
 import numpy as np
-import torch
 from numpy.typing import ArrayLike
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
@@ -174,6 +175,17 @@ def load_faiss() -> ModuleType:
             os.environ.pop("OMP_WAIT_POLICY", None)
     return faiss
 
+
+@contextmanager
+def _threads(faiss: ModuleType, work: float) -> Iterator[None]:
+    "One thread for a small problem: waking a second one costs more."
+    threads = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(1 if work < 3e8 else threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(threads)
+
 # %% ../../nbs/07_eval.cluster.ipynb #76fc30b3
 def kmeans(
     x: np.ndarray,  # Rows of features `(m d)`
@@ -188,41 +200,38 @@ def kmeans(
 ) -> tuple[np.ndarray, np.ndarray]:  # Cluster of each row `int64 (m,)`, centroids `float32 (k d)`
     """k-means with faiss, the same answer for the same seed.
 
-    Raises `TimetError` where there are more clusters than rows or a value is not finite.
+    Raises `TimetError` where there are more clusters than rows, a value is not finite, or there is no GPU.
     """
     faiss = load_faiss()
     m, d = check_shape(x, "m d", "features").values()
     if not 1 <= k <= m:
         raise TimetError(f"k-means needs 1 to {m} clusters for {m} rows, got k={k}; take fewer clusters or more frames")
+    if gpu and not (hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus()):
+        raise TimetError(
+            "faiss sees no GPU here; call k-means with gpu=False, or install faiss-gpu on a machine that has one"
+        )
     x = np.ascontiguousarray(x, np.float32)
     if not np.isfinite(x).all():
         raise TimetError(
             "features must be finite, got NaN or infinity; look for broken frames or a diverged checkpoint"
         )
-    threads = faiss.omp_get_max_threads()
-    # waking a second thread costs more than a small problem
-    faiss.omp_set_num_threads(1 if min(m, max_points_per_centroid * k) * k * d < 3e8 else threads)
-    try:
+    with _threads(faiss, min(m, max_points_per_centroid * k) * k * d):
         model = faiss.Kmeans(
             d, k, niter=niter, nredo=nredo, seed=seed, spherical=spherical, gpu=gpu,
             min_points_per_centroid=1, max_points_per_centroid=max_points_per_centroid,
         )  # fmt: skip
         model.train(x)
-        return assign(x, model.centroids, spherical), model.centroids
-    finally:
-        faiss.omp_set_num_threads(threads)
+    return assign(x, model.centroids, spherical), model.centroids
 
 
 def assign(
-    x: np.ndarray,  # Rows of features `float32 (m d)`
+    x: np.ndarray,  # Rows of features `(m d)`
     centroids: np.ndarray,  # `float32 (k d)`
     spherical: bool = False,  # Compare by cosine
 ) -> np.ndarray:  # `int64 (m,)`
     "The nearest centroid of each row."
-    out = np.empty(len(x), np.int64)
-    centres = torch.from_numpy(np.ascontiguousarray(centroids))
-    offset = 0 if spherical else (centres**2).sum(1) / 2
-    for start in range(0, len(x), 1 << 16):
-        rows = torch.from_numpy(np.ascontiguousarray(x[start : start + (1 << 16)], dtype=np.float32))
-        out[start : start + len(rows)] = (rows @ centres.T - offset).argmax(1).numpy()
-    return out
+    faiss = load_faiss()
+    index = (faiss.IndexFlatIP if spherical else faiss.IndexFlatL2)(centroids.shape[1])
+    index.add(np.ascontiguousarray(centroids, np.float32))
+    with _threads(faiss, len(x) * centroids.size):
+        return index.search(np.ascontiguousarray(x, np.float32), 1)[1][:, 0]

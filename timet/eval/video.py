@@ -132,6 +132,27 @@ def _mean(values: np.ndarray, axis: int | tuple[int, ...]) -> np.ndarray:
     return np.where(there, values, 0).sum(axis) / np.where(there.any(axis), there.sum(axis), np.nan)
 
 
+def _units(protocol: str, b: int, t: int) -> list[tuple[slice, slice]]:
+    "What is clustered and matched together: slices of clips and of frames."
+    every = slice(None)
+    if protocol == "frame":
+        return [(slice(i, i + 1), slice(j, j + 1)) for i in range(b) for j in range(t)]
+    return [(slice(i, i + 1), every) for i in range(b)] if protocol == "clip" else [(every, every)]
+
+
+def _count(
+    features: np.ndarray, gt: np.ndarray, grid: tuple[int, int], k: int, g: int, ignore: int | None, order: str,
+    seed: int, niter: int, nredo: int,
+) -> np.ndarray:  # fmt: skip
+    "Cluster one unit and count clusters against classes `(k g)`."
+    size, run = gt.shape[-2:], {"seed": seed, "niter": niter, "nredo": nredo}
+    labels = (
+        cluster_maps(features, grid, k, **run) if order == "paper" else cluster_pixels(features, grid, k, size, **run)
+    )
+    # clip by clip, so that a large set is never held enlarged
+    return sum(confusion(resize_labels(part, size), true, k, g, ignore) for part, true in zip(labels, gt))
+
+# %% ../../nbs/08_eval.video.ipynb #7c90836b
 def _check(protocol: str, k: str | int, matching: str, semantic: bool, force: bool) -> str:
     "Refuse what makes no sense; return the matching."
     if protocol not in ("frame", "clip", "dataset"):
@@ -147,7 +168,7 @@ def _check(protocol: str, k: str | int, matching: str, semantic: bool, force: bo
         )
     return ("hungarian" if k == "gt" else "many-to-one") if matching == "auto" else matching
 
-# %% ../../nbs/08_eval.video.ipynb #7c90836b
+# %% ../../nbs/08_eval.video.ipynb #5717d041
 def evaluate(
     tokens: np.ndarray | VideoTokens,  # Patch tokens `(b t n d)`, or everything together
     masks: np.ndarray | None = None,  # Class ids `(b t H W)`; not given with `VideoTokens`
@@ -192,32 +213,17 @@ def evaluate(
     known = masks if ignore is None else masks[masks != ignore]
     if known.size == 0:
         raise TimetError("not one pixel of these masks has a label; evaluation needs data with masks")
-    g = int(known.max()) + 1
-    features = reduce_tokens(tokens, pca, pca_scope)
-    seeds = list(range(seeds)) if isinstance(seeds, int) else list(seeds)
-    every = slice(None)
-    units = {
-        "frame": [(slice(i, i + 1), slice(j, j + 1)) for i in range(b) for j in range(t)],
-        "clip": [(slice(i, i + 1), every) for i in range(b)],
-        "dataset": [(every, every)],
-    }[protocol]
+    g, features = int(known.max()) + 1, reduce_tokens(tokens, pca, pca_scope)
+    seeds, units = list(range(seeds)) if isinstance(seeds, int) else list(seeds), _units(protocol, b, t)
     values, classes = np.full((len(seeds), len(units)), np.nan), np.full((len(seeds), len(units), g), np.nan)
     with progress(total=len(units) * len(seeds), desc=f"{protocol}, k={k}", unit="clustering") as bar:
         for u, unit in enumerate(units):
             gt = masks[unit]
             ids = np.unique(gt if ignore is None else gt[gt != ignore])
             clusters = len(ids) if k == "gt" else int(k)
+            # a unit without a label has no score; it stays nan and is left out of the mean
             for s, seed in enumerate(seeds if len(ids) else []):
-                run = {"seed": seed, "niter": niter, "nredo": nredo}
-                if order == "paper":
-                    labels = cluster_maps(features[unit], grid, clusters, **run)
-                else:
-                    labels = cluster_pixels(features[unit], grid, clusters, gt.shape[-2:], **run)
-                # clip by clip, so that a large set is never held enlarged
-                counts = sum(
-                    confusion(resize_labels(part, gt.shape[-2:]), true, clusters, g, ignore)
-                    for part, true in zip(labels, gt)
-                )
+                counts = _count(features[unit], gt, grid, clusters, g, ignore, order, seed, niter, nredo)
                 values[s, u], classes[s, u] = miou(counts, MATCHINGS[matching](counts), background)
                 bar.update()
     scores = _mean(values, 1)
