@@ -1,6 +1,6 @@
 """Render `nbs/index.ipynb` to `README.md` without quarto: `python tools/readme.py [--check]`.
 
-Cells marked `#| hide` are dropped; code, text and PNG outputs stay; pictures go to `README_files/`.
+Cells marked `#| hide` are dropped, of `#| echo: false` the output stays; code, text and PNG outputs stay; pictures go to `README_files/`.
 """
 
 import re
@@ -18,12 +18,16 @@ def render() -> tuple[str, dict[str, bytes]]:
     notebook = nbformat.read(ROOT / "nbs/index.ipynb", 4)
     notebook.metadata["language_info"] = {"name": "python", "pygments_lexer": "python"}
     notebook.cells = [c for c in notebook.cells if not re.match(r"\s*#\|\s*hide\b", c.source)]
+    for cell in notebook.cells:
+        if re.match(r"\s*#\|\s*echo:\s*false\b", cell.source):
+            cell.source = ""
     body, resources = MarkdownExporter().from_notebook_node(notebook)
     pictures = resources["outputs"]
     for name in pictures:
         body = body.replace(f"]({name})", f"](README_files/{name})")
-    body = re.sub(r"\]\((\d\w+\.ipynb)", r"](nbs/\1", body)  # links between notebooks, seen from the root
-    body = re.sub(r"\n{3,}", "\n\n", body)
+    body = re.sub(r"\]\((\d[\w.]+\.ipynb)", r"](nbs/\1", body)  # links between notebooks, seen from the root
+    body = body.replace("](../", "](").replace("```python\n\n```", "")
+    body = re.sub(r"\n\s*\n(\s*\n)*", "\n\n", body)
     return f"<!-- Rendered from nbs/index.ipynb by tools/readme.py -->\n\n{body.strip()}\n", pictures
 
 
