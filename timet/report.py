@@ -227,13 +227,19 @@ def _maps(before: Snapshot | None, after: Snapshot | None) -> list[str]:
         parts.append(_picture(legend({k: v for k, v in after.names.items() if k or (after.truth == 0).any()})))
     strips = []
     for i, frames in enumerate(after.frames):
-        rows = {"frames": frames}
+        rows = {" frames": frames}
         if after.truth is not None:
             rows["truth"] = color_map(after.truth[i], ignore=255)
         for name, maps in painted.items():
             rows[name] = color_map(resize_labels(maps[i], frames.shape[1:3]))
         strips.append(_picture(film_strip(rows, width=7.0)))
     return [*parts, f'<div class="pair">{"".join(strips)}</div>']
+
+
+def _smooth(values: Sequence[float]) -> np.ndarray:
+    "Mean over a window of a twentieth of the run; shorter at both ends."
+    reach = max(len(values) // 40, 1)
+    return np.array([np.mean(values[max(i - reach, 0) : i + reach + 1]) for i in range(len(values))])
 
 
 def _course(log: Sequence[Mapping[str, float]], usage: Mapping[str, Any]) -> list[str]:
@@ -246,11 +252,14 @@ def _course(log: Sequence[Mapping[str, float]], usage: Mapping[str, Any]) -> lis
         decay = max(line["weight_decay"]) or 1.0
         rates = {"lr, head": np.array(line["lr"]) / top, "lr, backbone": np.array(line["lr_backbone"]) / top,
                  f"weight decay\n(1 = {decay:.2g})": np.array(line["weight_decay"]) / decay}  # fmt: skip
+        loss = {"each step": line["loss"], "running mean": _smooth(line["loss"])} if len(x) > 40 else {"": line["loss"]}
         pictures = [
-            _picture(curves({"": line["loss"]}, x, xlabel="step"), "Loss (Eq. 9)"),
+            _picture(curves(loss, x, xlabel="step"), "Loss (Eq. 9)"),
             _picture(curves({"": line["perplexity"]}, x, xlabel="step"), "Prototypes in use (perplexity)"),
+            _picture(
+                curves({"": line["agreement"]}, x, xlabel="step"), "Patches whose best prototype is the forwarded one"
+            ),
             _picture(curves(rates, x, xlabel="step"), f"Schedules (learning rates in units of {top:.2g})"),
-            _picture(curves({"": line["clips_per_second"]}, x, xlabel="step"), "Clips a second"),
         ]
         parts += ["<h2>The course of training</h2>", f'<div class="pair">{"".join(pictures)}</div>']
     if usage:

@@ -188,10 +188,11 @@ def finish(
     before = session.seen.get("before") or (load_snapshot(folder / "before.json") if sources else None)
     after = session.seen.get("after")
     data = config.data or "the sample clips"
+    rate = len(log) / sum(1 / max(row["clips_per_second"], 1e-9) for row in log) if log else 0.0
     write_report(
         folder / "report.html",
         title=f"Time-tuning {config.backbone}",
-        lead=f"{session.total} steps of {config.batch_size} clips from {data}, seed {config.seed}.",
+        lead=f"{session.total} steps of {config.batch_size} clips from {data}, seed {config.seed}, {rate:.3g} clips a second.",
         log=log,
         before=before,
         after=after,
