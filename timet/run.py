@@ -192,6 +192,12 @@ class RunLog:
             part.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
         self.file = open(self.path, "a", encoding="utf-8", buffering=1)
         self.board = SummaryWriter(folder / "tensorboard", purge_step=step + 1 if step else None)
+        self._hook, threading.excepthook = threading.excepthook, self._thread_failed
+
+    def _thread_failed(self, failure: threading.ExceptHookArgs) -> None:
+        "TensorBoard writes in a thread; a full disk there comes back at the next `write`, and needs no traceback."
+        if not issubclass(failure.exc_type, OSError):
+            self._hook(failure)
 
     def write(
         self,
@@ -211,6 +217,7 @@ class RunLog:
 
     def close(self) -> None:
         "Flush and close both; a full disk is no reason to fail here."
+        threading.excepthook = self._hook
         for part in (self.file, self.board):
             try:
                 part.close()
