@@ -83,7 +83,8 @@ def source_weights(
     logits: Tensor,  # Eq. 3, target patches against all source frames `(b n t m)`
     inside: Tensor,  # The window, `neighborhood(grid, radius)`: bool `(n m)`
     *,
-    topk: int | None = 5,  # Sources kept of all frames together; `None` keeps the window (released code; not in the paper)
+    topk: int
+    | None = 5,  # Sources kept of all frames together; `None` keeps the window (released code; not in the paper)
     order: str = "mask_first",  # `mask_first` (released code), `eq4` or `listing1` (as printed)
 ) -> Tensor:  # What each target takes from each source; rows over `(t m)` sum to 1, less in `listing1` `(b n t m)`
     """Window, top-k and normalisation over the sources of all frames (Eq. 4).
@@ -130,7 +131,9 @@ def _check(
     if topk is not None:
         _whole(topk, 1, "topk", "the released code has 5, None keeps the whole window")
     if not isinstance(temperature, Real) or not 1e-6 <= temperature < math.inf:
-        raise TimetError(f"temperature must be a finite number of at least 1e-6, got {temperature!r}; the paper has 0.1")
+        raise TimetError(
+            f"temperature must be a finite number of at least 1e-6, got {temperature!r}; the paper has 0.1"
+        )
     if order not in ORDERS:
         raise TimetError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     tokens = tokens.detach().float()
@@ -201,9 +204,7 @@ def cut_tiles(
         targets=rearrange(ty[:, :, None, None] * grid[1] + tx, "y i x j -> (y x) (i j)"),
         around=rearrange(ay[:, :, None, None] * grid[1] + ax, "y i x j -> (y x) (i j)"),
         outside=rearrange(oy[:, None, :, None, :, None] | ox[:, None, :, None], "y x i j u v -> (y x) (i j) (u v)"),
-        place=rearrange(
-            (gy[:, None] * len(tx) + gx) * side[0] * side[1] + iy[:, None] * side[1] + ix, "h w -> (h w)"
-        ),
+        place=rearrange((gy[:, None] * len(tx) + gx) * side[0] * side[1] + iy[:, None] * side[1] + ix, "h w -> (h w)"),
     )
 
 # %% ../nbs/03_feature_forwarder.ipynb #b8ea9e32
@@ -236,9 +237,7 @@ def _forward_frame(
             continue
         rows = source[:, None].expand(-1, i, -1).gather(-1, index)
         # a weighted sum of looked-up rows, without the `(n topk k)` copy of them
-        parts.append(
-            F.embedding_bag(rows.flatten(0, 1), maps_of, mode="sum", per_sample_weights=weight.flatten(0, 1))
-        )
+        parts.append(F.embedding_bag(rows.flatten(0, 1), maps_of, mode="sum", per_sample_weights=weight.flatten(0, 1)))
     return torch.cat(parts).unflatten(0, (b, -1))[:, tiles.place]
 
 # %% ../nbs/03_feature_forwarder.ipynb #316f81a4
@@ -273,7 +272,9 @@ def forward_maps(
     if method not in ("auto", "dense", "windowed"):
         raise TimetError(f"method must be auto, dense or windowed, got {method!r}")
     if method == "windowed" and order != "mask_first":
-        raise TimetError(f"order {order!r} looks outside the window, which method windowed never sees; use dense or auto")
+        raise TimetError(
+            f"order {order!r} looks outside the window, which method windowed never sees; use dense or auto"
+        )
     side = tile_side(grid, radius, method if order == "mask_first" else "dense")
     tiles = cut_tiles(grid, side, radius, unit.device)
     done = unit.new_empty(b, t, n, k)

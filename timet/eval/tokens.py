@@ -67,8 +67,15 @@ def _load_clip(
     starts = source.starts[usable]
     index = usable[clip_index(starts - starts[0], num_frames, delta_t=delta_t, sampling=sampling, rng=rng)]
     height, width = (mask_size, mask_size) if isinstance(mask_size, int) else mask_size
-    masks = source.masks(index) if source.has_masks else np.full((num_frames, 1, 1), 255)
-    return index, transform(source.frames(index)), resize_labels(masks, (height, width)).astype(np.int16)
+    frames = source.frames(index)
+    masks = source.masks(index) if source.has_masks else np.full((num_frames, *frames.shape[1:3]), 255)
+    (rows, columns), (mask_rows, mask_columns) = frames.shape[1:3], masks.shape[1:]
+    if abs(mask_rows * columns / (mask_columns * rows) - 1) > 0.02:
+        raise TimetError(
+            f"the masks of {source.name} are {mask_rows} x {mask_columns} and its frames {rows} x {columns}, another shape "
+            "of picture; give masks of the frames' size, or of the same proportions"
+        )
+    return index, transform(frames), resize_labels(masks, (height, width)).astype(np.int16)
 
 
 def _read_ahead(sources: Sequence[Source], load: Callable, size: int, workers: int) -> Iterator[tuple[list, list]]:
