@@ -219,7 +219,9 @@ def _paint_ground(
     image[w] += (new - image[w]) * np.clip(depth * fine / 2 + 0.5, 0, 1)[..., None]
 
 
-def _paint_thing(image: np.ndarray, body: Body, scene: Scene, t: float, affine: np.ndarray, x, y, fine: int) -> None:
+def _paint_thing(
+    image: np.ndarray, body: Body, scene: Scene, t: float, affine: np.ndarray, x: np.ndarray, y: np.ndarray, fine: int
+) -> None:
     lx, ly = scene.light
     shadow = smoothstep(inside(body, *to_body(affine, x + 5 * lx, y - 7)), -0.22, 0.22)
     image *= (1 - 0.45 * shadow)[..., None]
