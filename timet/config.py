@@ -91,7 +91,7 @@ class TrainConfig:
 
     backbone: str = "timet_tiny_patch8_96"  # timm's name of a ViT or ResNet, or our tiny ViT (paper: DINO ViT-S/16)
     weights: str = "none"  # hub: timm's, by name; none: random; or a weights file
-    tuned_blocks: int | Literal["all"] = "all"  # Last blocks to tune, or the whole network (paper, Sec. 3.2: 2)
+    tuned_blocks: int | Literal["all"] = "all"  # Last blocks to tune, or the whole network (paper, App. A: 2)
     image_size: int = 96  # Side of the square input, pixels (code: 224)
 
     num_frames: int = 4  # Frames of a clip (paper, Table 1c: 4)
