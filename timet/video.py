@@ -11,6 +11,7 @@ __all__ = ['EXACT_IN', 'ScanKey', 'MOST_FRAMES', 'SLACK', 'VideoError', 'check_f
 import os
 import stat
 import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -251,21 +252,25 @@ def frame_at(
     return np.clip(found, 0, len(starts) - 1)
 
 # %% ../nbs/00a_video.ipynb #3a304a37
+_IMPORTING = threading.Lock()
+
+
 def load_decord() -> ModuleType | None:  # The module `decord`, or `None` where it is not installed
     "Import decord2 without the NVIDIA libraries that it would put in front of everybody's linear algebra."
-    if sys.modules.get("decord"):
-        return sys.modules["decord"]
-    loaded = {"nvidia": sys.modules["nvidia"]} if "nvidia" in sys.modules else {}
-    sys.modules["nvidia"] = None  # decord2 looks there for all of CUDA, nvblas included; we decode on the CPU
-    try:
-        import decord
-    except ImportError:  # no wheel for some machines
-        return None
-    finally:
-        del sys.modules["nvidia"]
-        sys.modules.update(loaded)
-    decord.logging.set_level(decord.logging.QUIET)
-    return decord
+    with _IMPORTING:  # readers in several threads must not meet a module that is half there
+        if sys.modules.get("decord"):
+            return sys.modules["decord"]
+        loaded = {"nvidia": sys.modules["nvidia"]} if "nvidia" in sys.modules else {}
+        sys.modules["nvidia"] = None  # decord2 looks there for all of CUDA, nvblas included; we decode on the CPU
+        try:
+            import decord
+        except ImportError:  # no wheel for some machines
+            return None
+        finally:
+            del sys.modules["nvidia"]
+            sys.modules.update(loaded)
+        decord.logging.set_level(decord.logging.QUIET)
+        return decord
 
 
 def read_with_decord(
