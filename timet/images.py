@@ -43,6 +43,11 @@ class ImageFile:
         return np.where(ids == IGNORE, 1, ids) if self.white else ids
 
     @property
+    def size(self) -> tuple[int, int]:  # Height and width, pixels; the picture is not decoded
+        with Image.open(self.path) as picture:
+            return picture.height, picture.width
+
+    @property
     def files(self) -> tuple[str, ...]:  # What the pixels depend on
         return (self.path,)
 
@@ -68,6 +73,10 @@ class VideoFrame:
 
     def ids(self) -> np.ndarray:  # Class ids, int64 `(h w)`
         return self.source.masks([self.index])[0]
+
+    @property
+    def size(self) -> tuple[int, int]:  # Height and width, pixels
+        return self.source.size
 
     @property
     def files(self) -> tuple[str, ...]:  # What the pixels depend on
