@@ -4,24 +4,26 @@
 
 # %% auto #0
 __all__ = ['METHODS', 'VARIANTS', 'mask_map', 'enlarge', 'object_masks', 'forward_stream', 'forward_masks', 'frame_tokens',
-           'frame_scores', 'step_index']
+           'frame_scores', 'step_index', 'ForwardingConfig', 'score_steps', 'score_davis', 'format_steps',
+           'format_davis', 'run', 'main']
 
 # %% ../../nbs/16_eval.forwarding.ipynb #bae5ea90
+import zlib
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
 from dataclasses import asdict, dataclass
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import tyro
+from einops import rearrange
 from torch import Tensor
 
 from ..cache import fingerprint
-from ..clips import EvalTransform, clip_index, normalize
+from ..clips import EvalTransform, clip_index, denormalize
 from ..core import TimetError, check_shape, parse, pick_device, pick_precision, progress, run_command, write_json
 from ..data import Source, Sources, find_sources
 from .cluster import confusion, match_hungarian, miou
@@ -29,9 +31,10 @@ from .flow import FLOWS, flow_estimator, flow_masks
 from .jf import ObjectScores, davis_j_f, summarize
 from .tokens import resize_labels
 from ..evaluate import open_backbone
-from ..feature_forwarder import _check, _forward_frame, cut_tiles, forward_maps, tile_side
+from ..feature_forwarder import _check, _forward_frame, cut_tiles, tile_side
 from ..run import versions
 from ..samples import write_mask
+from ..source import FolderSource
 from ..video import frame_at
 
 # %% ../../nbs/16_eval.forwarding.ipynb #26c27acf
@@ -204,7 +207,9 @@ def frame_scores(
     for guess, true in zip(pred, masks, strict=True):
         guess = np.where(guess == ignore, 0, guess)
         counts = confusion(plain(guess), plain(true), k, k)
-        out.append(miou(counts, match_hungarian(counts) if matching == "hungarian" else np.arange(k), background=False)[0])
+        out.append(
+            miou(counts, match_hungarian(counts) if matching == "hungarian" else np.arange(k), background=False)[0]
+        )
     return np.array(out)
 
 # %% ../../nbs/16_eval.forwarding.ipynb #7b41e610
@@ -219,3 +224,298 @@ def step_index(
     length = float(starts[-1] - starts[0])
     count = min(most, int(np.floor(length / delta_t + 1e-6)) + 1)
     return np.unique(frame_at(starts - starts[0], delta_t * np.arange(count)))
+
+# %% ../../nbs/16_eval.forwarding.ipynb #6e56d3c6
+@dataclass(frozen=True)
+class ForwardingConfig:
+    "Forward the first frame's masks: mean IoU over steps in time (Table 11), or J and F (DAVIS, semi-supervised)."
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
+    data: Path
+    "Videos with masks: DAVIS, YouTube-VOS, or a folder like data_samples/heldout."
+    davis: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    "J and F on full videos, instead of mean IoU over steps."
+    method: tuple[Literal["copy", "dis", "farneback", "raft", "ff"], ...] = ("copy", "dis", "ff")
+    "Leave the mask where it was, optical flow (three kinds), Feature Forwarder."
+    delta_t: tuple[float, ...] = (0.1, 0.2, 0.4, 0.8)
+    "Seconds between frames (Table 11)."
+    variant: Literal["paper", "released"] = "paper"
+    "Frames delta_t apart, compared directly; or the released code: random frames, one frame late, Hungarian matching."
+    num_frames: int = 25
+    "Frames of a clip at most, not with --davis (released code)."
+    image_size: int | None = None
+    "Side of the square frames, 224 where none is given; with --davis their shorter side, 480."
+    context: int | None = None
+    "Forwarded frames that serve as sources beside frame 0; 4, with --davis 7 as in DINO, where none is given."
+    radius: int = 12
+    "Window of the forwarder, patches."
+    topk: int = 5
+    "Sources kept of all frames together."
+    temperature: float = 0.1
+    "Of the forwarder's softmax."
+    soft: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    "Start from shares of objects in the patches, not from the object at the centre of each."
+    rescale: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    "Stretch each object's map to 0..1 before deciding, as DINO's evaluation does."
+    objects: Literal["auto", "merged", "separate"] = "auto"
+    "All objects as one foreground (Table 11), or each for itself (J and F)."
+    background: tuple[str, ...] = ()
+    "Categories that are background (sample world: meadow sand sky water)."
+    backbone: str | None = None
+    "The network of a checkpoint file that does not say it, or of random."
+    raft_weights: Path | None = None
+    "torchvision's weights file, for raft."
+    split: str | None = None
+    "A part of the data: a folder, a list in ImageSets (val), or a text file with one name a line."
+    fps: float | None = None
+    "Frame folders: frames a second, where the guess is wrong."
+    most: int | None = None
+    "Only the first so many videos."
+    seed: int = 0
+    "Chooses the random frames of the released variant, and the weights of random."
+    batch_size: int = 16
+    "Frames a forward pass."
+    device: str = "auto"
+    "auto, cpu, cuda, cuda:1, mps."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    "Of the backbone; the forwarder stays in fp32."
+    save: Path | None = None
+    "With --davis: write predicted masks below this folder, as METHOD/VIDEO/FRAME.png."
+    out: Path | None = None
+    "Also write everything to this JSON file."
+
+    def check(self) -> None:
+        "Raises `TimetError` where a setting makes no sense."
+        for name, low in {"num_frames": 2, "image_size": 1, "radius": 0, "topk": 1, "context": 0, "most": 1, "batch_size": 1,
+                          "seed": 0}.items():  # fmt: skip
+            if getattr(self, name) is not None and getattr(self, name) < low:
+                raise TimetError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        if not self.method or not self.delta_t:
+            raise TimetError("--method and --delta-t need at least one value each")
+        for step in self.delta_t:
+            step_index(np.zeros(1), step)  # refuses steps that are no time
+        if self.save and not self.davis:
+            raise TimetError("--save writes the masks of the full videos of --davis; add --davis, or leave it out")
+
+    @property
+    def merge(self) -> bool:
+        return self.objects == "merged" or (self.objects == "auto" and not self.davis)
+
+# %% ../../nbs/16_eval.forwarding.ipynb #3e4b73f2
+def _carry(
+    config: ForwardingConfig, method: str, backbone: Any, frames: Iterable[np.ndarray], mask: np.ndarray,
+    size: tuple[int, int], ids: Sequence[int], estimate: Any,
+) -> Iterator[np.ndarray]:  # fmt: skip
+    "One method on one video: the maps of all frames but the first."
+    if method == "copy":
+        return (mask for _ in islice(frames, 1, None))
+    if method in FLOWS:
+        return flow_masks(frames, mask, estimate, smooth=config.davis or VARIANTS[config.variant]["smooth"])
+    device = pick_device(config.device)
+    tokens = frame_tokens(backbone, frames, size, batch_size=config.batch_size, device=device,
+                          precision=pick_precision(config.precision, device))  # fmt: skip
+    context = config.context if config.context is not None else 7 if config.davis else 4
+    return forward_masks(tokens, mask, backbone.grid(*size), ids=ids, soft=config.soft, rescale=config.rescale,
+                         radius=config.radius, topk=config.topk, temperature=config.temperature, context=context)  # fmt: skip
+
+
+def _objects(mask: np.ndarray) -> list[int]:
+    return [int(i) for i in np.unique(mask) if i not in (0, 255)]
+
+
+def score_steps(
+    config: ForwardingConfig,
+    backbone: Any,
+    sources: Sources,  # Those with masks
+    estimators: Mapping[str, Any],  # Method -> flow, for the methods that are flow
+) -> tuple[list[dict[str, Any]], list[str]]:  # A row for each method and step, and what was left out
+    "Table 11: mean IoU over frames, then over videos."
+    variant, size = VARIANTS[config.variant], (config.image_size or 224,) * 2
+    backbone.grid(*size)  # refuses before the work begins
+    steps = config.delta_t if variant["sampling"] == "regular" else (None,)
+    scores: dict[tuple, dict[str, float]] = {(m, step): {} for step in steps for m in config.method}
+    left: list[str] = []
+    for source in progress(sources, "forwarding", "video"):
+        usable = source.annotated
+        starts = source.starts[usable] - source.starts[usable[0]]
+        for step in steps:
+            rng = np.random.default_rng([config.seed, zlib.crc32(source.name.encode())])
+            index = step_index(starts, step, config.num_frames) if step else clip_index(
+                starts, config.num_frames, sampling="uniform", rng=rng)  # fmt: skip
+            index = usable[index]
+            masks = object_masks(
+                source, index, classes=sources.classes, background=config.background, merge=config.merge
+            )
+            masks = resize_labels(masks, size)
+            ids = _objects(masks[0])
+            if len(index) < 2 + variant["shift"] or not ids:
+                why = "no object in its first frame" if not ids else "shorter than one step"
+                left.append(f"{source.name}{f' at {step} s' if step else ''}: {why}")
+                continue
+            normal = EvalTransform(size)(source.frames(index))
+            frames = rearrange(denormalize(normal).mul(255).round().byte(), "t c h w -> t h w c").numpy()
+            if variant["wrapped"]:
+                wrapped = rearrange(normal.mul(255).long(), "t c h w -> t h w c").numpy().astype(np.uint8)
+            for method in config.method:
+                shown = wrapped if variant["wrapped"] and method in FLOWS else frames
+                pred = list(_carry(config, method, backbone, shown, masks[0], size, ids, estimators.get(method)))
+                pred = pred[variant["shift"] :]
+                values = frame_scores(pred, masks[1 : 1 + len(pred)], ids, matching=variant["matching"])
+                if np.isfinite(values).any():
+                    scores[method, step][source.name] = float(np.nanmean(values))
+    if not any(scores.values()):
+        raise TimetError(
+            f"nothing could be scored: {left[0] if left else 'no object was seen again'}; give longer videos"
+        )
+    rows = [{"method": m, "delta_t": step, "mean": float(np.mean(list(v.values()))) if v else float("nan"), "videos": v}
+            for (m, step), v in scores.items()]  # fmt: skip
+    return rows, left
+
+# %% ../../nbs/16_eval.forwarding.ipynb #397d50ee
+def _short_side(size: tuple[int, int], side: int, patch: int) -> tuple[int, int]:
+    "Frames of one proportion, `side` pixels high (or wide), both sides a multiple of the patch."
+    scale = side / min(size)
+    return tuple(max(1, round(x * scale / patch)) * patch for x in size)  # type: ignore[return-value]
+
+
+def _read(source: Source, index: np.ndarray, block: int = 8) -> Iterator[np.ndarray]:
+    "Frames one by one, read a few at a time."
+    for start in range(0, len(index), block):
+        yield from source.frames(index[start : start + block])
+
+
+def _saved(maps: Iterable[np.ndarray], source: Source, index: np.ndarray, folder: Path) -> Iterator[np.ndarray]:
+    "Pass maps on and write each as a palette PNG with the name of its frame."
+    for i, ids in zip(index, maps):
+        name = Path(source.files[i]).stem if isinstance(source, FolderSource) else f"{i:05d}"
+        write_mask(folder / source.name / f"{name}.png", ids.astype(np.uint8))
+        yield ids
+
+
+def _known(maps: Iterable[np.ndarray], source: Source, index: np.ndarray, bar: Any) -> Iterator[np.ndarray]:
+    "Only the maps of frames that have a mask to be compared with."
+    for i, ids in zip(index, maps):
+        bar.update()
+        if i in source.mask_files:
+            yield ids
+
+
+def score_davis(
+    config: ForwardingConfig,
+    backbone: Any,
+    sources: Sources,  # Those with masks
+    estimators: Mapping[str, Any],  # Method -> flow, for the methods that are flow
+) -> tuple[dict[str, list[ObjectScores]], list[str]]:  # Method -> videos, and what was left out
+    "J and F on full videos, frame by frame; frames without a mask are carried through but not scored."
+    scores: dict[str, list[ObjectScores]] = {method: [] for method in config.method}
+    left: list[str] = []
+    bar = progress(
+        desc="J and F", unit="frame", total=len(config.method) * sum(int(np.ptp(s.annotated)) + 1 for s in sources)
+    )
+    for source in sources:
+        known = source.annotated
+        index = np.arange(known[0], known[-1] + 1)
+        facts = {"classes": sources.classes, "background": config.background, "merge": config.merge}
+        mask = object_masks(source, index[:1], **facts)[0]
+        if len(known) < 3 or not _objects(mask):
+            left.append(f"{source.name}: {'no object in its first frame' if len(known) > 2 else 'fewer than 3 masks'}")
+            continue
+        size = _short_side(source.size, config.image_size or 480, backbone.patch_size)
+        for method in config.method:
+            frames = _read(source, index)
+            maps = chain(
+                [mask], _carry(config, method, backbone, frames, mask, size, _objects(mask), estimators.get(method))
+            )
+            if config.save:
+                maps = _saved(maps, source, index, config.save / method)
+            truths = (object_masks(source, [i], **facts)[0] for i in known)
+            scores[method].append(
+                davis_j_f(_known(maps, source, index, bar), truths, ids=_objects(mask), name=source.name)
+            )
+    bar.close()
+    if not any(scores.values()):
+        raise TimetError(f"no video could be scored: {left[0]}; J and F need 3 masks and an object in the first")
+    return scores, left
+
+# %% ../../nbs/16_eval.forwarding.ipynb #10e5574b
+def format_steps(rows: Sequence[Mapping[str, Any]]) -> str:  # Rows from `score_steps`
+    "Rows are steps, columns methods; mean IoU in percent."
+    methods, steps = (list(dict.fromkeys(row[key] for row in rows)) for key in ("method", "delta_t"))
+    value = {(row["method"], row["delta_t"]): row for row in rows}
+    lines = ["delta_t   " + "".join(f"{m:>11}" for m in methods) + "     videos"]
+    for step in steps:
+        cells = "".join(f"{100 * value[m, step]['mean']:11.1f}" for m in methods)
+        lines.append(f"{f'{step} s' if step else 'random':10}{cells}{len(value[methods[0], step]['videos']):11}")
+    return "\n".join(lines)
+
+
+def format_davis(scores: Mapping[str, Sequence[ObjectScores]]) -> str:  # From `score_davis`
+    "Rows are methods, columns what the official toolkit prints, in percent."
+    table = {method: summarize(videos) for method, videos in scores.items()}
+    columns = list(next(iter(table.values())))
+    lines = [f"{'':10}" + "".join(f"{c:>11}" for c in columns)]
+    return "\n".join(
+        lines + [f"{m:10}" + "".join(f"{100 * row[c]:11.1f}" for c in columns) for m, row in table.items()]
+    )
+
+# %% ../../nbs/16_eval.forwarding.ipynb #ec98605f
+def run(
+    config: ForwardingConfig,
+) -> dict[str, Any]:  # What `--out` writes
+    """Forward masks, print a table, return (and write, where asked) everything.
+
+    Raises `TimetError` where there is no checkpoint, no video with masks, or a setting does not fit.
+    """
+    config.check()
+    found = find_sources(config.data, fps=config.fps, split=config.split)
+    labelled = [s for s in found if s.has_masks][: config.most]
+    if not labelled:
+        raise TimetError(f"{config.data} holds {found} and no masks; forwarding needs videos with masks")
+    unknown = sorted(set(config.background) - set(found.classes.values()))
+    if unknown:
+        raise TimetError(f"--background names {unknown[0]}, the categories are {', '.join(found.classes.values())}")
+    sources = Sources(labelled, found.root, found.layout, found.classes, found.semantic)
+    device = pick_device(config.device)
+    methods = [m for m in dict.fromkeys(config.method) if m in FLOWS]
+    estimators = {m: flow_estimator(m, raft_weights=config.raft_weights, device=device) for m in methods}
+    backbone = open_backbone(config.checkpoint, backbone=config.backbone, seed=config.seed).to(device).eval()
+    print(f"{backbone.name} ({backbone.source}) on {sources.layout}: {len(sources)} videos, "
+          f"{'objects as one foreground' if config.merge else 'each object for itself'}")  # fmt: skip
+    result = {"settings": asdict(config), "network": backbone.name, "weights": backbone.source,
+              "fingerprint": fingerprint(backbone), "layout": sources.layout, "versions": versions(device)}  # fmt: skip
+    if config.davis:
+        scores, left = score_davis(config, backbone, sources, estimators)
+        print(
+            f"\n{format_davis(scores)}\n\nJ and F in %, mean over objects, first and last frame left out (DAVIS-2017)"
+        )
+        result["scores"] = [
+            {
+                "method": m,
+                **summarize(v),
+                "videos": {x.name: {"ids": x.ids, "J": x.j.mean(1), "F": x.f.mean(1)} for x in v},
+            }
+            for m, v in scores.items()
+        ]
+    else:
+        rows, left = score_steps(config, backbone, sources, estimators)
+        print(f"\n{format_steps(rows)}\n\nmean IoU in %, background left out, variant {config.variant}: mean over the "
+              "frames of a video, then over videos")  # fmt: skip
+        result["scores"] = rows
+    for line in left[:10]:
+        print(f"left out: {line}")
+    result["left_out"] = left
+    if config.out:
+        write_json(config.out, result)
+    return result
+
+# %% ../../nbs/16_eval.forwarding.ipynb #5f22298c
+def main(
+    argv: list[str] | None = None,  # The words after the command; `None` reads the real command line
+) -> None:
+    "`python -m timet.eval.forwarding CHECKPOINT --data PATH`."
+    run_command(lambda: run(parse(ForwardingConfig, argv, "python -m timet.eval.forwarding")), "timet.eval.forwarding")
+
+# %% ../../nbs/16_eval.forwarding.ipynb #f333b1c5
+if __name__ == "__main__" and "get_ipython" not in globals():
+    main()
