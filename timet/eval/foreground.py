@@ -170,16 +170,14 @@ def choose_threshold(
     k, known = len(scores), np.sort(scores[np.isfinite(scores)])
     if not len(known):
         raise TimetError("not one cluster occurs in these pictures; give some")
-    if how == "share":
-        return float(known[min(int(share * len(known)), len(known) - 1)])
-    if how == "otsu":
+    if how != "gt":
         cuts = np.arange(1, len(known))
-        low, high = np.cumsum(known)[:-1] / cuts, np.cumsum(known[::-1])[::-1][1:] / (len(known) - cuts)
-        return (
-            float(known[1 + int(np.argmax(cuts * (len(known) - cuts) * (high - low) ** 2))])
-            if len(cuts)
-            else float(known[0])
-        )
+        if how == "share" or not len(cuts):
+            cut = min(int(share * len(known)), len(known) - 1)
+        else:
+            low, high = np.cumsum(known)[:-1] / cuts, np.cumsum(known[::-1])[::-1][1:] / (len(known) - cuts)
+            cut = int(cuts[np.argmax(cuts * (len(known) - cuts) * (high - low) ** 2)])
+        return float(known[max(cut - 1, 0) : cut + 1].mean())  # half way to the best cluster of the background
     if labels is None or masks is None:
         raise TimetError("the published threshold needs true masks; give them, or take share or otsu, which need none")
     order = np.argsort(np.nan_to_num(scores, nan=-1.0), kind="stable")
@@ -256,6 +254,7 @@ def foreground(
     """Cluster-based foreground extraction and its Jaccard (Table 6, Appendix C).
 
     With `threshold="gt"` true masks choose the threshold: those of `train`, and without `train` the evaluated ones themselves.
+    Without labels the cluster scores of the evaluated pictures choose it.
     Deviation: the released variant clusters patches, not their copies at 100 x 100 pixels, which are the same rows many times.
     Raises `TimetError` where arrays do not fit, or a setting is unknown.
     """
@@ -278,7 +277,7 @@ def foreground(
             count = len(sets[i][0]) * grid[0] * grid[1]
             labels[i], found = found[:count].reshape(-1, *grid), found[count:]
     scores = {i: cluster_scores(labels[i], sets[i][2], k) for i in labels}
-    guide = len(sets) - 1
+    guide = len(sets) - 1 if threshold == "gt" else 0  # what needs no label needs no training pictures
     if isinstance(threshold, str):
         used = "none" if threshold != "gt" else "train" if train is not None else "its own"
         true = sets[guide][1]
