@@ -95,7 +95,7 @@ def attention_masks(
 
     Raises `TimetError` where the grid does not fit or a share is out of range.
     """
-    attention = torch.as_tensor(np.asarray(attention, np.float32))
+    attention = torch.from_numpy(np.array(attention, np.float32))
     attention = attention.mean(1) if attention.ndim == 3 else attention
     check_shape(attention, "b n", "the attention", n=grid[0] * grid[1])
     if min(grid) < 4 or not 0 < keep <= 1:
