@@ -17,7 +17,8 @@ a stage, which counts the pages of the memory map that happen to be held.
 The reference, from the same run: scoring by one full pass over the labels for each pair of cluster and class, as the released code
 does. A few passes are timed and multiplied.
 
-Writes `benchmarks/results/evaluation_cpu.md` and `.json`, anew after every seed: a run that is broken off leaves what it had.
+Writes `benchmarks/results/evaluation_cpu.md` and `.json`, anew after every seed: a run that is broken off leaves what it
+had, and sets that are not measured this time stay as they were.
 """
 
 import argparse
@@ -168,6 +169,8 @@ def table(found: dict) -> list[str]:
         f"## {found['set']}: {found['images']:,} x {found['patches']} x {found['features']} ({found['store']}), K = {found['k']}, "
         f"{seeds} seed{'s' * (seeds > 1)}",
         "",
+        f"{found['machine']}.",
+        "",
         f"k-means trained on {found['trained_on']:,} of {found['rows']:,} rows, niter {found['niter']}, nredo {found['nredo']}.",
         "",
         "| stage | times | seconds | processor seconds | peak memory, GB |",
@@ -185,12 +188,12 @@ def table(found: dict) -> list[str]:
     return lines
 
 
-def report(found: list[dict], machine: str) -> str:
+def report(found: list[dict]) -> str:
     "The page of all sets measured so far."
     lines = [
         "# Evaluation at the paper's size, made-up tokens",
         "",
-        f"{machine}. `python benchmarks/evaluation.py`",
+        "`python benchmarks/evaluation.py`",
         "",
     ]
     for one in found:
@@ -222,7 +225,10 @@ def main() -> None:
         for state in measure(args.one, args.store, args.seeds, args.scale):
             print(json.dumps(state), flush=True)
         return
-    cores, load, found, text = os.cpu_count(), os.getloadavg()[0], {}, ""
+    kept, found = HERE / "results" / "evaluation_cpu.json", {}
+    if args.scale == 1.0 and kept.exists():
+        found = {one["set"]: one for one in json.loads(kept.read_text())}
+    cores, load = os.cpu_count(), os.getloadavg()[0]
     threads = int(os.environ.get("OMP_NUM_THREADS", cores or 1))
     shared = " (shared with other work)" if load > 0.5 else ""
     machine = (
@@ -233,16 +239,15 @@ def main() -> None:
         words = ["--one", name, "--store", args.store, "--seeds", str(args.seeds), "--scale", str(args.scale)]
         with subprocess.Popen([sys.executable, __file__, *words], stdout=subprocess.PIPE, text=True) as child:
             for line in child.stdout or []:
-                found[name] = json.loads(line)
-                text = report(list(found.values()), machine)
+                found[name] = json.loads(line) | {"machine": machine}
+                sets = [found[known] for known in SETS if known in found]
                 if args.scale == 1.0:
-                    (HERE / "results").mkdir(exist_ok=True)
-                    (HERE / "results" / "evaluation_cpu.md").write_text(text, encoding="utf-8")
-                    facts = {"machine": machine, "sets": list(found.values())}
-                    (HERE / "results" / "evaluation_cpu.json").write_text(json.dumps(facts, indent=1) + "\n")
+                    kept.parent.mkdir(exist_ok=True)
+                    kept.with_suffix(".md").write_text(report(sets), encoding="utf-8")
+                    kept.write_text(json.dumps(sets, indent=1) + "\n", encoding="utf-8")
         if child.returncode:
             raise SystemExit(f"measuring {name} failed")
-    print(text)
+    print(report(sets))
 
 
 if __name__ == "__main__":
