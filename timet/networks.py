@@ -188,7 +188,7 @@ def open_network(
     """
     if not found.source:
         raise TimetError(f"{found.name} is not on this machine: {found.missing}")
-    network = NETWORKS.get(found.name, Network(""))
+    network = NETWORKS.get(found.name, Network(_S16))
     if found.source == "stand-in":
         if network.train:
             return load_backbone(samples_dir() / "weights/timet_tiny.safetensors", tuned_blocks=0)

@@ -16,7 +16,9 @@ class Table:
 
     title: str  # What it shows, in our words
     columns: tuple[str, ...]  # As printed
-    rows: Mapping[str, tuple[float | None, ...]]  # Row -> one value a column, in percent; `None` where a dash is printed
+    rows: Mapping[
+        str, tuple[float | None, ...]
+    ]  # Row -> one value a column, in percent; `None` where a dash is printed
     protocol: str  # How the numbers come about
     data: tuple[str, ...]  # The sets it is measured on: `voc`, `davis`, `ytvos`, `visor`
     remarks: tuple[str, ...] = ()  # What must be known before comparing, misprints among it
@@ -32,10 +34,10 @@ class Table:
 
 # %% ../nbs/40a_paper.ipynb #31e0fdae
 _ABLATION = "12 epochs; VOC val: linear head, k-means with K=21 (Hungarian) and K=500 (many-to-one), five seeds"
-_TRAINED = (
-    "the caption says that the model is trained on Pascal VOC, the text (Section 4.2) on YouTube-VOS; the text is followed"
+_TRAINED = "the caption says that the model is trained on Pascal VOC, the text (Section 4.2) on YouTube-VOS; the text is followed"
+_PLAIN21 = (
+    "K=21 is without cluster-based foreground extraction here, and with it in Table 5: 9.2 and 34.5 are two protocols"
 )
-_PLAIN21 = "K=21 is without cluster-based foreground extraction here, and with it in Table 5: 9.2 and 34.5 are two protocols"
 _LKK = ("LC", "K=21", "K=500")
 _VOC = ("voc",)
 
@@ -90,9 +92,7 @@ _T4 = {
     "Leopart*": (41.5, 40.5, 7.7, 37.5, 36.5, 12.6, 60.8, 59.8, 6.8, 53.7, 53.1, 16.8),
     "TimeT": (52.5, 51.3, 13.3, 53.7, 53.0, 20.5, 68.6, 66.8, 15.8, 59.8, 61.5, 31.8),
 }
-_INSTANCES = (
-    "the ids of {} name the objects of one video, so its column D compares unrelated things; the paper prints it all the same"
-)
+_INSTANCES = "the ids of {} name the objects of one video, so its column D compares unrelated things; the paper prints it all the same"
 TABLES["table4"] = Table(
     "Unsupervised video segmentation",
     tuple(f"{data} {kind}{way}" for kind in ("", "over ") for data in ("YTVOS", "DAVIS") for way in _FCD),
@@ -172,7 +172,10 @@ TABLES["table9"] = Table(
     {"DUL": (28.2, 27.4, 2.4), "Motion Grp": (32.0, 30.7, 1.5), "TimeT": (56.5, 55.5, 14.1)},
     "DAVIS, one clip of 16 frames a video, K=GT matched by Hungarian; all models trained on DAVIS",
     ("davis",),
-    (_INSTANCES.format("DAVIS"), "TimeT of Table 4 is trained on YouTube-VOS and not on DAVIS: 53.7 and 56.5 are two models"),
+    (
+        _INSTANCES.format("DAVIS"),
+        "TimeT of Table 4 is trained on YouTube-VOS and not on DAVIS: 53.7 and 56.5 are two models",
+    ),
 )
 TABLES["table10"] = Table(
     "What each part gives, Pascal VOC",
