@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from .experiments import Experiment
-from .paper import FIGURES, TABLES
+from .paper import TABLES
 from .plan import SAMPLE_WARNING, Plan
 from .runners import Answer
 
@@ -91,7 +90,7 @@ def as_markdown(
     lines = [f"# {e.name}: {e.title}", ""]
     lines += [f"**{SAMPLE_WARNING}**", ""] if plan.sample else []
     if table is not None:
-        lines += [f"mIoU in %: mean and deviation over seeds, in brackets the paper's number and ours less the paper's.", "",
+        lines += ["mIoU in %: mean and deviation over seeds, in brackets the paper's number and ours less the paper's.", "",
                   grid_of(cells), "", f"Protocol: {table.protocol}.", ""]  # fmt: skip
         quoted = [r for r in e.rows if r in table.quoted]
         lines += [f"The authors took these rows from other papers: {', '.join(quoted)}.", ""] if quoted else []

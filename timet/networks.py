@@ -208,6 +208,7 @@ def training_words(
     split: str | None = None,  # Part of them, as `timet.train --split` takes it
     weights: Path | None = None,  # Folder of files of weights, for starts that are no preset's
     runs: Path | None = None,  # Folder of run folders
+    sample: Sequence[str] = (),  # On the sample clips: words that stand in for the preset and the start
     more: Sequence[str] = (),  # Further words; a later word wins over an earlier one
 ) -> list[str]:
     """The words after `python -m timet.train` that make the checkpoint of a row.
@@ -217,8 +218,10 @@ def training_words(
     network = NETWORKS.get(name, Network(""))
     if not network.train:
         raise TimetError(f"{name} is not trained on video here; give its weights with --checkpoint")
-    words = [*network.train, "--data", str(data), *(["--split", str(split)] if split else [])]
-    if network.start:
+    # the first two words are the preset; what follows is what the row changes
+    words = [*(sample or network.train[:2]), *network.train[2:], "--data", str(data)]
+    words += ["--split", str(split)] if split else []
+    if network.start and not sample:
         start = find_network(network.start, weights=weights)
         if not start.source:
             raise TimetError(f"{name} starts from {network.start}, which is not on this machine: {start.missing}")

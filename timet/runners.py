@@ -4,18 +4,19 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'RUNNERS', 'Answer', 'from_score', 'Bench', 'run_image', 'run_probe', 'run_incontext', 'run_video',
-           'run_maps', 'run_counts', 'answer']
+           'run_forward', 'run_maps', 'run_counts', 'answer']
 
 # %% ../nbs/40g_runners.ipynb #7e008017
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from .backbone import Backbone
-from .core import TimetError
+from .core import TimetError, pick_device
 from .cost import SAMPLE_FRAMES, settings_of
 from .data import Sources, find_sources
 from .eval.video import Score, evaluate
@@ -23,6 +24,7 @@ from .evaluate import EvaluateConfig, load_tokens
 from .experiments import Measure
 from .networks import open_network
 from .plan import Plan
+from .shapes import GROUNDS
 
 # %% ../nbs/40g_runners.ipynb #4d260b11
 @dataclass(frozen=True)
@@ -181,6 +183,38 @@ def run_video(bench: Bench, name: str, measure: Measure) -> Answer:
         score.settings["warning"] = "ids mean something within one video only"
     return from_score(score, video.classes if video.semantic else None)
 
+# %% ../nbs/40g_runners.ipynb #8b3f5230
+def _objects_only(bench: Bench, data: str) -> tuple[str, ...]:
+    "The categories that are background: on the sample clips the grounds, elsewhere none."
+    return tuple(GROUNDS) if bench.plan.places[data].sample else ()
+
+
+def run_forward(bench: Bench, name: str, measure: Measure) -> Answer:
+    "The first frame's masks carried along: left where they were, by flow, or by the Feature Forwarder."
+    from timet.eval.flow import flow_estimator
+    from timet.eval.forwarding import ForwardingConfig, score_steps
+
+    sizes, sources = settings_of(measure, bench.plan.sample), bench.sources(measure.data)
+    method = {"copy": "copy", "flow": "dis", "ff": "ff"}[sizes["way"]]
+    config = ForwardingConfig(
+        name, sources.root, method=(method,), delta_t=(sizes["delta_t"],), num_frames=sizes["frames"],
+        image_size=sizes["image_size"], background=_objects_only(bench, measure.data), batch_size=bench.batch_size,
+        device=bench.device, precision=bench.precision,
+    )  # fmt: skip
+    device = pick_device(bench.device)
+    # where nothing is asked of a network, something must still say how large its grid is
+    backbone = bench.backbone(name).to(device).eval() if name else SimpleNamespace(grid=lambda h, w: (h, w))
+    estimators = {method: flow_estimator(method, device=device)} if method == "dis" else {}
+    rows, left = score_steps(config, backbone, sources, estimators)
+    settings = {
+        "method": method,
+        "delta_t": sizes["delta_t"],
+        "frames": sizes["frames"],
+        "videos": len(rows[0]["videos"]),
+        "left_out": left,
+    }
+    return Answer((100 * rows[0]["mean"],), {}, settings)
+
 # %% ../nbs/40g_runners.ipynb #fc5ba97b
 SHOWN = 4  # Clips in a figure
 
@@ -226,7 +260,7 @@ def run_counts(bench: Bench, name: str, measure: Measure) -> Answer:
 # %% ../nbs/40g_runners.ipynb #385c9d02
 RUNNERS: dict[str, Callable[[Bench, str, Measure], Answer]] = {
     "image": run_image, "linear": run_probe, "fcn": run_probe, "incontext": run_incontext, "video": run_video,
-    "maps": run_maps, "counts": run_counts,
+    "forward": run_forward, "maps": run_maps, "counts": run_counts,
 }  # fmt: skip
 
 
