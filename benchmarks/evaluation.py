@@ -38,8 +38,8 @@ import numpy as np
 import psutil
 
 from timet.eval.cluster import assign, load_faiss, match_many_to_one, miou, train_kmeans
-from timet.eval.image import _floats, count_images, reduce_images
-from timet.eval.tokens import resize_labels
+from timet.eval.image import count_images, reduce_images
+from timet.eval.tokens import as_float, resize_labels
 
 HERE = Path(__file__).resolve().parent
 FEATURES, GOAL_SECONDS, GOAL_GB = 384, 180, 4
@@ -133,7 +133,7 @@ def measure(name: str, store: str, seeds: int, scale: float) -> dict:
         k = min(k, b * n)
         with stage("token read"):
             for i in range(0, b, 64):
-                _floats(tokens[i : i + 64]).sum()
+                as_float(tokens[i : i + 64]).sum()
         with stage("standardise and PCA"):
             features = reduce_images(tokens, 50)
         rows = features.reshape(-1, features.shape[2])

@@ -2,7 +2,7 @@
 
 import itertools
 import json
-import types
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,6 +21,7 @@ from timet.eval.image import (
     reduce_images,
     score_row,
 )
+from timet.eval.tokens import ImageTokens
 
 QUICK = {"niter": 5, "nredo": 1, "seeds": 2}
 
@@ -218,12 +219,17 @@ def test_the_same_seed_gives_the_same_score():
 
 def test_everything_together_in_one_object():
     tokens, masks = made_up()
-    together = types.SimpleNamespace(
+    together = ImageTokens(
         tokens=tokens, masks=masks, grid=(4, 4), names=[str(i) for i in range(10)], classes=dict(enumerate("abcde"))
     )
     got, want = cluster_images(together, k=5, **QUICK), cluster_images(tokens, masks, (4, 4), 5, num_classes=5, **QUICK)
     np.testing.assert_array_equal(got.values, want.values)
     assert got.settings["classes"] == 5
+    # names that say less than the masks, and ids of single videos
+    assert cluster_images(replace(together, classes={0: "background"}), k=5, **QUICK).settings["classes"] == 5
+    with pytest.raises(TimetError, match="objects of one video"):
+        cluster_images(replace(together, semantic=False), k=5, **QUICK)
+    assert cluster_images(replace(together, semantic=False), k=5, force=True, **QUICK).mean == got.mean
 
 
 @pytest.mark.parametrize("changed, words", [
@@ -282,13 +288,13 @@ def test_tokens_on_the_disk_give_the_same_as_in_memory(tmp_path):
 
 def test_tokens_are_never_read_as_a_whole(monkeypatch):
     tokens, masks = made_up(images=3000, side=8)
-    largest, floats = [0], room._floats
+    largest, floats = [0], room.as_float
 
     def watch(x):
         largest[0] = max(largest[0], x.size)
         return floats(x)
 
-    monkeypatch.setattr(room, "_floats", watch)
+    monkeypatch.setattr(room, "as_float", watch)
     cluster_images(as_bits(tokens), masks, (8, 8), 5, num_classes=5, niter=2, nredo=1, seeds=1)
     assert 0 < largest[0] < tokens.size / 2
 
@@ -373,7 +379,6 @@ def make_voc(root, count=8):
 
 @pytest.fixture(scope="module")
 def voc(tmp_path_factory):
-    pytest.importorskip("timet.images")
     return make_voc(tmp_path_factory.mktemp("voc"))
 
 
@@ -408,7 +413,6 @@ def test_the_command_prints_a_table_and_writes_json(voc, tmp_path, capsys):
 
 
 def test_the_command_on_frames_of_videos(tmp_path, capsys):
-    pytest.importorskip("timet.images")
     from timet.core import samples_dir
 
     words = ["--k", "gt", "--frames", 1, "--seeds", 1, "--variant", "released", "--no-cache"]

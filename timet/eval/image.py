@@ -8,7 +8,7 @@ __all__ = ['VARIANTS', 'reduce_images', 'cluster_patches', 'count_images', 'clus
 
 # %% ../../nbs/12_eval.image.ipynb #b87eeec5
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,12 +17,13 @@ import torch
 import tyro
 from einops import rearrange
 
-from ..cache import fingerprint
+from ..cache import fingerprint, image_tokens
 from ..core import TimetError, check_shape, parse, pick_device, progress, run_command, write_json
 from .cluster import assign, confusion, miou, standardize_pca, train_kmeans
-from .tokens import resize_labels
+from .tokens import ImageTokens, as_float, resize_labels
 from .video import MATCHINGS, Score, cluster_pixels
 from ..evaluate import open_backbone
+from ..images import find_images
 from ..run import versions
 
 # %% ../../nbs/12_eval.image.ipynb #236bd64d
@@ -42,13 +43,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 # %% ../../nbs/12_eval.image.ipynb #436152c0
-def _floats(x: np.ndarray) -> np.ndarray:
-    "A slice of tokens as `float32`; `uint16` are the bits of bf16, the upper half of a `float32`."
-    return (x.astype(np.uint32) << 16).view(np.float32) if x.dtype == np.uint16 else np.asarray(x, np.float32)
-
-
 def reduce_images(
-    tokens: np.ndarray,  # Patch tokens `(b n d)`: numbers, or bf16 as `uint16` bits
+    tokens: np.ndarray,  # Patch tokens, for `as_float` `(b n d)`
     dim: int = 50,  # Components to keep
     scope: str | int = "dataset",  # Images that share a PCA: the `dataset`, or so many at a time
 ) -> np.ndarray:  # `float32 (b n p)`, `p` at most `dim`
@@ -62,7 +58,7 @@ def reduce_images(
     step = b if scope == "dataset" else scope
     out = np.zeros((b, n, min(dim, d, min(step, b) * n)), np.float32)
     for start in range(0, b, step):
-        part = standardize_pca(tokens[start : start + step].reshape(-1, d), out.shape[2], read=_floats)
+        part = standardize_pca(tokens[start : start + step].reshape(-1, d), out.shape[2], read=as_float)
         out[start : start + step, :, : part.shape[1]] = part.reshape(-1, n, part.shape[1])
     return out
 
@@ -85,9 +81,9 @@ def cluster_patches(
     count = min(len(rows), max_points or 256 * k)
     chosen = np.sort(np.random.default_rng(seed).choice(len(rows), count, replace=False))
     centroids = train_kmeans(
-        _floats(rows[chosen]), k, niter=niter, nredo=nredo, seed=seed, max_points_per_centroid=count
+        as_float(rows[chosen]), k, niter=niter, nredo=nredo, seed=seed, max_points_per_centroid=count
     )
-    labels = assign(rows, centroids, read=_floats)
+    labels = assign(rows, centroids, read=as_float)
     return rearrange(labels, "(b h w) -> b h w", h=grid[0], w=grid[1])
 
 # %% ../../nbs/12_eval.image.ipynb #33d8bef4
@@ -131,13 +127,17 @@ def _plan(variant: str, k: Any, matching: str, order: str | None, max_points: in
 
 
 def _inputs(
-    tokens: Any, masks: np.ndarray | None, grid: tuple[int, int] | None, num_classes: int | None, drop_last: int | None
-) -> tuple[np.ndarray, np.ndarray, tuple[int, int], int]:
-    "Tokens `(b n d)`, masks `(b H W)`, the grid and the number of classes, once they are known to fit."
-    if hasattr(tokens, "tokens"):
-        names = getattr(tokens, "classes", None)
-        num_classes = num_classes or (max(names) + 1 if names else None)
-        tokens, masks, grid = tokens.tokens, tokens.masks, tokens.grid
+    tokens: Any, masks: np.ndarray | None, grid: tuple[int, int] | None, drop_last: int | None, force: bool
+) -> tuple[np.ndarray, np.ndarray, tuple[int, int], dict[int, str] | None]:
+    "Tokens `(b n d)`, masks `(b H W)`, the grid and the known classes, once they are known to fit."
+    classes = None
+    if isinstance(tokens, ImageTokens):
+        if not (tokens.semantic or force):
+            raise TimetError(
+                "the ids of these masks name the objects of one video each, not classes, so a score over all images would "
+                "compare unrelated things; add a meta.json with categories, or force it"
+            )
+        tokens, masks, grid, classes = tokens.tokens, tokens.masks, tokens.grid, tokens.classes or {}
     b, n, _ = check_shape(tokens, "b n d", "tokens").values()
     grid = grid or (round(n**0.5), round(n**0.5))
     if masks is None or grid[0] * grid[1] != n:
@@ -147,11 +147,12 @@ def _inputs(
         if not 0 < drop_last <= b:
             raise TimetError(f"drop_last={drop_last} leaves no image; the batch must be 1 to {b} images")
         b = b // drop_last * drop_last
-    return tokens[:b], masks[:b], grid, num_classes or 21
+    return tokens[:b], masks[:b], grid, classes
 
 # %% ../../nbs/12_eval.image.ipynb #6ebaabcc
 def cluster_images(
-    tokens: Any,  # Patch tokens `(b n d)`, numbers or bf16 bits, also on the disk; or `ImageTokens` with everything
+    tokens: np.ndarray
+    | ImageTokens,  # Patch tokens, for `as_float` `(b n d)`, also on the disk; or everything together
     masks: np.ndarray | None = None,  # Class ids `(b H W)`; not given with `ImageTokens`
     grid: tuple[int, int] | None = None,  # Rows and columns of patches; `None`: a square, or that of `ImageTokens`
     k: int | str = 21,  # Clusters: 21, 500, 300, 150; `gt`: as many as ids occur
@@ -170,21 +171,24 @@ def cluster_images(
     drop_last: int | None = None,  # Leave out images that do not fill a batch of so many: Leopart's 60
     background: bool = True,  # Does class 0 enter the mean?
     ignore: int | None = 255,  # Id of pixels that do not count
+    force: bool = False,  # Score even ids that mean something within one video only
 ) -> Score:  # `settings` says how it was made, and on how many rows k-means was trained
     """Unsupervised segmentation of a set of images (Tables 1-3, 5, 10): cluster, match, mIoU; mean over seeds.
 
     Held in memory: the reduced features (200 bytes a patch), the training sample and the labels; with `pca=None` in the
     released order all tokens as `float32`.
-    Raises `TimetError` for unknown settings, arrays that do not fit, masks without a label, and more clusters than rows.
+    Raises `TimetError` for unknown settings, arrays that do not fit, masks without a label, more clusters than rows, and
+    ids that mean something within one video only.
     """
     plan = _plan(variant, k, matching, order, max_points)
-    tokens, masks, grid, g = _inputs(tokens, masks, grid, num_classes, drop_last)
+    tokens, masks, grid, names = _inputs(tokens, masks, grid, drop_last, force)
     b, n, _ = tokens.shape
     size = size or (plan["mask_size"] if variant != "paper" else masks.shape[1:])
     size = (size, size) if isinstance(size, int) else tuple(size)
     ids = np.unique(masks if ignore is None else masks[masks != ignore])
     if ids.size == 0:
         raise TimetError("not one pixel of these masks has a label; evaluation needs images with masks")
+    g = num_classes or (21 if names is None else int(max([*names, *ids.tolist()])) + 1)
     if matching == "auto":
         matching = "hungarian" if k in ("gt", g) else "many-to-one"
     k = len(ids) if k == "gt" else int(k)
@@ -197,7 +201,7 @@ def cluster_images(
     for seed in progress(chosen, f"images, k={k}", "seed"):
         if pixels:
             maps = cluster_pixels(
-                np.require(_floats(whole), requirements="W")[:, None], grid, k, size, seed=seed, **run
+                np.require(as_float(whole), requirements="W")[:, None], grid, k, size, seed=seed, **run
             )[:, 0]
         else:
             maps = cluster_patches(whole, grid, k, seed=seed, max_points=max_points, **run)
@@ -240,7 +244,7 @@ class ImageConfig:
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
     data: Path
-    "Images with masks: Pascal VOC as downloaded, or folders images and masks; videos with --frames."
+    "Images with masks: Pascal VOC as downloaded, or folders images and masks, or videos with masks."
     k: tuple[str, ...] = ("21", "500")
     "Numbers of clusters, or gt: as many as classes occur (the paper: 21, 500, 300, 150)."
     variant: Literal["paper", "released", "clean"] = "paper"
@@ -255,8 +259,8 @@ class ImageConfig:
     "The network of a checkpoint file that does not say it, or of random."
     split: str = "val"
     "Which images."
-    frames: int | None = None
-    "The data are videos: take so many frames of each as images."
+    frames: int = 4
+    "Where the data are videos: so many frames of each are taken as images."
     image_size: int | None = None
     "Side to which images are squashed, pixels; 448 (paper) or 224 (others), where none is given."
     max_points: int | None = None
@@ -323,15 +327,7 @@ def run(
     Raises `TimetError` where there is no checkpoint, no image with a mask, or a setting does not fit.
     """
     config.check()
-    from timet.cache import image_tokens
-    from timet.data import find_sources
-    from timet.images import find_images, frames_as_images
-
-    images = (
-        frames_as_images(find_sources(config.data), config.frames)
-        if config.frames
-        else find_images(config.data, config.split)
-    )
+    images = find_images(config.data, config.split, per_video=config.frames)
     if not images.has_masks:
         raise TimetError(f"{config.data} holds images without masks; evaluation needs masks")
     plan, backbone = (
@@ -348,8 +344,8 @@ def run(
     if config.colour:
         contestants["mean colour"] = mean_colour_tokens((images.image(i) for i in range(len(images))), kept.grid)
     scores = {who: {k: cluster_images(
-        tokens, kept.masks, kept.grid, k if k == "gt" else int(k), seeds=config.seeds, variant=config.variant,
-        num_classes=max(names) + 1 if names else None, max_points=config.max_points, drop_last=config.drop_last,
+        replace(kept, tokens=tokens), k=k if k == "gt" else int(k), seeds=config.seeds, variant=config.variant,
+        max_points=config.max_points, drop_last=config.drop_last,
     ) for k in dict.fromkeys(config.k)} for who, tokens in contestants.items()}  # fmt: skip
     print(
         f"{backbone.name} ({backbone.source}) on {images.layout}: {len(images)} images, {kept.grid[0]} x {kept.grid[1]} patches"
