@@ -127,14 +127,16 @@ class Memory:
         self.norms = np.zeros(rows, np.float32)  # 1, unless the norm was taken along the wrong axis
         inner, half = faiss.METRIC_INNER_PRODUCT, faiss.ScalarQuantizer.QT_fp16
         if settings.index == "ivf":
-            self.cells = max(1, min(settings.cells, rows // 8))
+            # k-means wants 39 rows a cell
+            self.cells = max(1, min(settings.cells, rows // 39))
             self._coarse = faiss.IndexFlatIP(dim)
             args = (self._coarse, dim, self.cells)
             full = settings.store == "fp32"
             self.index = faiss.IndexIVFFlat(*args, inner) if full else faiss.IndexIVFScalarQuantizer(*args, half, inner)
             self.index.nprobe, self._train_rows = min(settings.probes, self.cells), min(rows, 64 * self.cells)
         else:
-            full = settings.store == "fp32"
+            # on a GPU fp16 is an option of the copy
+            full = settings.store == "fp32" or gpu
             self.index = faiss.IndexFlatIP(dim) if full else faiss.IndexScalarQuantizer(dim, half, inner)
 
     def __len__(self) -> int:
@@ -183,7 +185,9 @@ class Memory:
         self.flush()
         self.labels, self.origin = self.labels[: self.filled], self.origin[: self.filled]
         if self.gpu:
-            self.index = load_faiss().index_cpu_to_all_gpus(self.index)
+            options = load_faiss().GpuMultipleClonerOptions()
+            options.useFloat16 = self.settings.store == "fp16"
+            self.index = load_faiss().index_cpu_to_all_gpus(self.index, options)
 
     def search(
         self,
@@ -191,6 +195,10 @@ class Memory:
         k: int,  # Neighbours, at most all
     ) -> tuple[np.ndarray, np.ndarray]:  # Dot products `(m k)` and rows `int64 (m k)`, nearest first; -1 where too few
         "The nearest memories."
+        if queries.shape[1] != self.index.d:
+            raise TimetError(
+                f"queries must have the {self.index.d} features of the memory, got {queries.shape[1]}; use one backbone"
+            )
         return self.index.search(np.ascontiguousarray(queries, np.float32), min(k, self.filled))
 
 
@@ -209,6 +217,7 @@ def build_memory(
     *,
     batch_size: int = 16,  # Images at once
     gpu: bool = False,  # Search on the GPUs
+    announce: bool = False,  # Print the size before the first image is read
 ) -> Memory:
     """Fill a memory from labelled images, a few at a time.
 
@@ -227,7 +236,8 @@ def build_memory(
     exact = size // (b * epochs) > n  # every patch is kept, and nothing is left over
     rows = size if settings.zero_rows and not exact else b * count * epochs
     need = Memory.size(rows, dim, num_classes, settings.store)
-    print(f"memory: {count} patches of each image, {rows:,} x {dim} in {settings.store}, {need / 1e9:.2f} GB")
+    if announce:
+        print(f"memory: {count} patches of each image, {rows:,} x {dim} in {settings.store}, {need / 1e9:.2f} GB")
     memory = Memory(dim, num_classes, rows, settings, gpu)
     with progress(desc="memory", unit="image", total=b * epochs) as bar:
         for epoch in range(epochs):
@@ -317,6 +327,7 @@ def incontext(
     full_size: int | None = None,  # Side to which those masks are brought; `None` leaves them
     batch_size: int = 8,  # Images at once
     gpu: bool = False,  # Search on the GPUs
+    announce: bool = False,  # Print the size of the memory in advance
 ) -> IncontextResult:
     """Nearest-neighbour segmentation (Table 8; Hummingbird, `open-hummingbird-eval`).
 
@@ -326,7 +337,7 @@ def incontext(
         raise TimetError(f"variant must be {' or '.join(INCONTEXT)}, or settings of your own, got {variant!r}")
     settings = variant if isinstance(variant, IncontextSettings) else INCONTEXT[variant]
     g = num_classes or count_classes(train, val)
-    memory = build_memory(train, g, settings, batch_size=batch_size, gpu=gpu)
+    memory = build_memory(train, g, settings, batch_size=batch_size, gpu=gpu, announce=announce)
     counts, b = np.zeros((g, g), np.int64), len(val.tokens)
     for start in progress(range(0, b, batch_size), "asking the memory", "batch"):
         index = np.arange(start, min(start + batch_size, b))
@@ -383,7 +394,7 @@ class MemoryAugment(ClipAugment):
     blur_p: float = 0.0
 
     def __post_init__(self) -> None:
-        # shares above 1 are part of the protocol; everything else is checked as ever
+        # shares above 1 are part of the protocol, though they never fit; everything else is checked as ever
         ClipAugment(self.size, jitter=self.jitter, jitter_p=self.jitter_p)
 
     def draw(self, height: int, width: int, rng: np.random.Generator) -> ClipPlan:
@@ -459,8 +470,6 @@ def run(
 
     Raises `TimetError` where the checkpoint or the data are not there, or a setting does not fit.
     """
-    from timet.cache import image_tokens
-
     settings = replace(
         INCONTEXT[config.variant], memory_size=config.memory_size or None, index=config.index, store=config.store,
         k=config.k, temperature=config.temperature, seed=config.seed,
@@ -470,6 +479,8 @@ def run(
     seen = backbone if settings.blue_std == IMAGENET_STD[2] else BlueShift(backbone, settings.blue_std)
 
     def stored(images: Any) -> Any:
+        from timet.cache import image_tokens
+
         return image_tokens(
             seen, images, image_size=config.image_size, mask_size=config.image_size, device=config.device,
             precision=config.precision, cache=config.cache, no_cache=config.no_cache,
@@ -480,7 +491,9 @@ def run(
         seen, train, crop, config.seed, device=config.device, precision=config.precision,
         classes=getattr(train, "classes", None),
     )  # fmt: skip
-    result = incontext(fresh if config.augment else stored(train), stored(val), variant=settings, gpu=config.gpu_index)
+    result = incontext(
+        fresh if config.augment else stored(train), stored(val), variant=settings, gpu=config.gpu_index, announce=True
+    )
     print(f"{backbone.name} ({backbone.source}), in context, {config.variant}")
     print(f"{len(train)} images, {result.rows:,} patches in the memory; {len(val)} images segmented, 255 ignored\n")
     print(format_incontext(result))

@@ -75,7 +75,7 @@ class Probe(nn.Module):
         super().__init__()
         if head not in ("linear", "fcn"):
             raise TimetError(f"head must be linear or fcn, got {head!r}")
-        self.mask_size = mask_size
+        self.mask_size, self.num_classes = mask_size, num_classes
         self.head = nn.Conv2d(dim, num_classes, 1) if head == "linear" else FCNHead(dim, num_classes, hidden, dropout)
 
     def scores(
@@ -191,8 +191,8 @@ class FreshTokens:
 
     def _one(self, i: int, epoch: int) -> tuple[Tensor, Tensor]:
         rng = np.random.default_rng([self.seed, epoch, i])
-        mask = np.asarray(self.images.mask(i), np.int64)
-        x, y = self.augment(self.images.image(i)[None], mask[None], rng=rng)
+        image, mask = self.images.image(i), np.asarray(self.images.mask(i), np.int64)
+        x, y = self.augment(image[None], resize_labels(mask, image.shape[:2])[None], rng=rng)
         return x[0], y[0]
 
     @torch.inference_mode()
@@ -329,7 +329,10 @@ def _epoch(
     total, steps = 0.0, 0
     for start in range(0, stop, settings.batch_size):
         tokens, masks = read_batch(data, np.sort(order[start : min(start + settings.batch_size, stop)]), epoch)
-        gt = torch.from_numpy(resize_labels(masks, settings.mask_size).astype(np.int64)).to(device)
+        ids = resize_labels(masks, settings.mask_size).astype(np.int64)
+        if (top := np.where(ids == 255, 0, ids).max()) >= probe.num_classes or ids.min() < 0:
+            raise TimetError(f"class ids must lie in 0..{probe.num_classes - 1} or be 255, got {top}; give num_classes")
+        gt = torch.from_numpy(ids).to(device)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             scores = probe(torch.from_numpy(tokens).to(device), data.grid)
         labelled = (gt != 255).sum().clamp(min=1)
@@ -480,22 +483,24 @@ def image_pair(
 ) -> tuple[Any, Any]:  # Two `Images`
     """Two labelled sets without a common image; the clips of a folder of videos are split in two halves.
 
-    Raises `TimetError` where there are no masks, or an image is in both sets.
+    Raises `TimetError` where there are no masks, an image is in both sets, or ids are no classes.
     """
-    from timet.data import find_sources
+    from timet.data import Sources, find_sources
     from timet.images import find_images, frames_as_images
 
     try:
         train, val = find_images(data, split=train_split), find_images(data, split=val_split)
     except TimetError as error:
         try:
-            videos = [s for s in find_sources(data) if s.has_masks]
+            found = find_sources(data)
         except TimetError:
             raise error from None
+        videos = [s for s in found if s.has_masks]
         if len(videos) < 2:
             raise error from None
-        half = (len(videos) + 1) // 2
-        train, val = (frames_as_images(part, per_video=per_video) for part in (videos[:half], videos[half:]))
+        half, facts = (len(videos) + 1) // 2, (found.root, found.layout, found.classes, found.semantic)
+        parts = (Sources(part, *facts) for part in (videos[:half], videos[half:]))
+        train, val = (frames_as_images(part, per_video=per_video) for part in parts)
     shared = set(train.names) & set(val.names)
     if shared or not (train.has_masks and val.has_masks):
         raise TimetError(
@@ -503,6 +508,11 @@ def image_pair(
             f"{len(shared)} are in both"
             if shared
             else f"{data} holds images without masks; this score needs masks"
+        )
+    if not getattr(train, "semantic", True):
+        raise TimetError(
+            f"the ids in the masks of {data} name the objects of one video each, not classes, so nothing learned in one "
+            "video holds in the next; give data with classes (a meta.json with categories)"
         )
     return train, val
 
@@ -527,8 +537,6 @@ def run(
 
     Raises `TimetError` where the checkpoint or the data are not there, or a setting does not fit.
     """
-    from timet.cache import image_tokens
-
     settings = probe_settings(config.head, config.variant)
     changed = {name: value for name in ("epochs", "batch_size") if (value := getattr(config, name)) is not None}
     if min(changed.values(), default=1) < 1:
@@ -538,6 +546,8 @@ def run(
     backbone = open_backbone(config.checkpoint, backbone=config.backbone, seed=config.seed)
 
     def stored(images: Any) -> Any:
+        from timet.cache import image_tokens
+
         return image_tokens(
             backbone, images, image_size=config.image_size, mask_size=settings.mask_size, device=config.device,
             precision=config.precision, cache=config.cache, no_cache=config.no_cache,
