@@ -87,7 +87,9 @@ def cost_of(
     video = kind in ("video", "forward", "maps") or (kind == "jaccard" and measure.data != "voc")
     t = sizes.get("frames", SAMPLE_FRAMES if place.sample else 1) if video else SAMPLE_FRAMES if place.sample else 1
     val = place.count * int(t)
-    train = (val if place.sample else PAPER_COUNTS["trainaug"]) if kind in ("linear", "fcn", "incontext", "cbfe") else 0
+    learned = {"linear": "trainaug", "fcn": "trainaug", "incontext": "trainaug", "cbfe": "train", "overlay": "train"}
+    part = learned.get(kind, "train" if kind == "jaccard" and measure.data == "voc" else "")
+    train = 0 if not part else val if place.sample else PAPER_COUNTS[part]
     if not name or kind == "counts":
         return Cost()
     cost = Cost()

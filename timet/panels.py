@@ -134,7 +134,7 @@ def draw_figure(
             for clip in range(len(first.pictures["names"])):
                 label = f"{name}-{column.lower()}-{clip}"
                 keep(plot_maps(rows, clip), label)
-                if len(first.pictures["frames"][clip]) > 1:
+                if not first.pictures.get("still"):
                     written += write_film(folder, label, painted(rows, clip))
         elif name == "figure4":
             keep(plot_counts(first.per_class, title), name)

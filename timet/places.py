@@ -24,7 +24,13 @@ LOOKED_FOR = {  # Set -> what it looks like, and where it is to be had
     "visor": ("JPEGImages/480p/P01_.../, Annotations/480p/", "VISOR in DAVIS form: github.com/epic-kitchens/VISOR-VOS"),
     "epic": ("P01/ and so on with frame_0000000001.jpg in them", "EPIC-KITCHENS-100: epic-kitchens.github.io"),
 }  # fmt: skip
-PAPER_COUNTS = {"voc": 1449, "trainaug": 10582, "davis": 30, "ytvos": 695}  # Appendix A; method of the released lists
+PAPER_COUNTS = {
+    "voc": 1449,
+    "train": 1464,
+    "trainaug": 10582,
+    "davis": 30,
+    "ytvos": 695,
+}  # Appendix A; method of the released lists
 DEPTH = 3  # Folders below the root
 _CLOSED = set("jpegimages annotations images videos frames masks segmentationclass segmentationclassaug motion".split())
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from .core import TimetError
 from .cost import Cost, Speed, cost_of, in_words, seconds_of
 from .experiments import Experiment
-from .networks import NETWORKS, UNAVAILABLE, Found, find_network, stand_in
+from .networks import NETWORKS, UNAVAILABLE, Found, find_network, identity, stand_in
 from .places import DEPTH, LOOKED_FOR, Place, find_data
 
 # %% ../nbs/40f_plan.ipynb #2ae083e4
@@ -73,19 +73,22 @@ def make_plan(
         networks[name] = found
         if not found.source:
             missing.append(f"{name}: {'stays as printed, ' if name in UNAVAILABLE else ''}{found.missing}")
-    needs_train = {"linear", "fcn", "incontext", "cbfe", "overlay"}
+    needs_train = {"linear", "fcn", "incontext"}
     voc = places.get("voc")
     no_train = voc is not None and not voc.sample and voc.train is None
     if no_train and any(measure.kind in needs_train for _, measure in wanted.values()):
         missing.append(
             f"voc trainaug: {voc.path} has no SegmentationClassAug/ with the 10,582 training masks; unpack them there"
         )
-    cells, cost = [], Cost()
+    cells, cost, first = [], Cost(), {}
     for cell, (name, measure) in wanted.items():
         blocked = no_train and measure.data == "voc" and measure.kind in needs_train
         if measure.data in places and (not name or networks[name].source) and not blocked:
             cells.append(cell)
-            cost = cost + cost_of(name, measure, places[measure.data], seeds)
+            who = first.setdefault(identity(networks[name]), name) if name else ""
+            if (who, measure) not in first:
+                first[who, measure] = name
+                cost = cost + cost_of(who, measure, places[measure.data], seeds)
     return Plan(experiment, places, networks, missing, cells, cost, seeds)
 
 # %% ../nbs/40f_plan.ipynb #3e5092ad

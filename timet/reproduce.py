@@ -23,7 +23,7 @@ from .compare import Compared, as_json, as_markdown
 from .core import TimetError, atomic_write, parse, pick_device, run_command, samples_dir, write_json
 from .cost import measure_speed
 from .experiments import EXPERIMENTS, Experiment, find_experiment
-from .networks import NETWORKS, Found, as_command, run_name, training_words
+from .networks import NETWORKS, Found, as_command, identity, run_name, training_words
 from .panels import draw_figure
 from .paper import TABLES
 from .places import LOOKED_FOR, find_data
@@ -180,12 +180,14 @@ def collect(
     )
     for key in by_network:
         name, measure = e.cells[key]
-        if (name, measure) not in answers:
+        found = plan.networks.get(name, Found(name))
+        who = identity(found) if name else ""
+        if (who, measure) not in answers:
             try:
-                answers[name, measure] = answer(bench, name, measure)
+                answers[who, measure] = answer(bench, name, measure)
             except TimetError as error:
-                answers[name, measure] = str(error)
-        got, found = answers[name, measure], plan.networks.get(name, Found(name))
+                answers[who, measure] = str(error)
+        got = answers[who, measure]
         ours = got if isinstance(got, Answer) else None
         cells[key] = Compared(*key, name, found.source, e.printed(*key), ours, "" if ours else str(got))
         print(f"{e.name}  {key[0]}, {key[1]}: {cells[key] if ours is None or ours.values else 'done'}", flush=True)

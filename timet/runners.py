@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHOWN', 'RUNNERS', 'Answer', 'from_score', 'Bench', 'run_image', 'run_probe', 'run_incontext', 'run_video',
-           'run_forward', 'run_maps', 'run_counts', 'answer']
+           'run_forward', 'run_jaccard', 'run_cbfe', 'run_maps', 'run_overlay', 'run_counts', 'answer']
 
 # %% ../nbs/40g_runners.ipynb #7e008017
 from collections.abc import Callable
@@ -21,8 +21,9 @@ from .cost import SAMPLE_FRAMES, settings_of
 from .data import Sources, find_sources
 from .eval.video import Score, evaluate
 from .evaluate import EvaluateConfig, load_tokens
-from .experiments import Measure
+from .experiments import CLIP, Measure
 from .networks import open_network
+from .paint import resize
 from .plan import Plan
 from .shapes import GROUNDS
 
@@ -79,10 +80,11 @@ class Bench:
     def sources(
         self,
         data: str,  # `davis`, `ytvos`, `visor`; on the sample clips anything
+        part: str = "val",  # `val` or `train`
     ) -> Sources:
         "The labelled videos of a set."
         place = self.plan.places[data]
-        found = find_sources(place.path, split=place.split)
+        found = find_sources(place.path, split=place.split if part == "val" else place.train)
         labelled = [s for s in found if s.has_masks]
         if not labelled:
             raise TimetError(f"{place.path} holds {found} and no masks; a score needs masks")
@@ -91,33 +93,39 @@ class Bench:
     def images(
         self,
         data: str,
-        part: str = "val",  # `val` or `train`
+        part: str = "val",  # `val`, `train`, `trainaug`, or `all`: on the sample clips both halves
         per_video: int = SAMPLE_FRAMES,  # Of videos: frames of each
-    ) -> Any:  # `Images`
+    ) -> Any:  # `Images`; `None` where a set of videos has no such part
         "Labelled pictures; of videos, frames. The sample clips are halved where something is learned from one half."
         from timet.images import find_images, frames_as_images
 
         place = self.plan.places[data]
-        if data == "voc" and not place.sample:
-            return find_images(place.path, split=place.split if part == "val" else place.train)
-        found = self.sources(data)
-        half = (len(found) + 1) // 2
-        chosen = {"all": found, "train": found[:half], "val": found[half:]}["all" if part == "all" else part]
-        return frames_as_images(chosen, per_video)
+        if place.sample:
+            found = self.sources(data)
+            half = (len(found) + 1) // 2
+            return frames_as_images(
+                found if part == "all" else found[half:] if part == "val" else found[:half], per_video
+            )
+        if data == "voc":
+            return find_images(place.path, split="val" if part == "all" else part)
+        if part == "train" and place.train is None:
+            return None
+        return frames_as_images(self.sources(data, part), per_video)
 
     def tokens(
         self,
-        name: str,  # A network of the plan
+        network: Any,  # A name of the plan, or anything with `.tokens(images)` and `.grid(H, W)`
         images: Any,  # `Images`
         sizes: dict[str, Any],  # With `image_size` and `mask_size`
+        store: str = "",  # `fp32` or `bf16`; empty: bf16 at the paper's size
     ) -> Any:  # `ImageTokens`
-        "Tokens of pictures, from the cache or one pass; in bf16 at the paper's size."
+        "Tokens of pictures, from the cache or from one pass."
         from timet.cache import image_tokens
 
         return image_tokens(
-            self.backbone(name), images, image_size=sizes["image_size"], mask_size=sizes["mask_size"],
-            batch_size=self.batch_size, device=self.device, precision=self.precision,
-            store="fp32" if self.plan.sample else "bf16", cache=self.cache, no_cache=self.no_cache,
+            self.backbone(network) if isinstance(network, str) else network, images, image_size=sizes["image_size"],
+            mask_size=sizes["mask_size"], batch_size=self.batch_size, device=self.device, precision=self.precision,
+            store=store or ("fp32" if self.plan.sample else "bf16"), cache=self.cache, no_cache=self.no_cache,
         )  # fmt: skip
 
 # %% ../nbs/40g_runners.ipynb #36e1cd3c
@@ -126,7 +134,7 @@ def run_image(bench: Bench, name: str, measure: Measure) -> Answer:
     from timet.eval.image import cluster_images
 
     sizes = settings_of(measure, bench.plan.sample)
-    kept = bench.tokens(name, bench.images(measure.data, "all" if bench.plan.sample else "val"), sizes)
+    kept = bench.tokens(name, bench.images(measure.data, "all"), sizes)
     score = cluster_images(
         kept, k=sizes["k"], seeds=bench.plan.seeds, niter=sizes["niter"],
         # the paper's 21 clusters are matched one to one, on sets with other numbers of classes too
@@ -143,7 +151,7 @@ def run_probe(bench: Bench, name: str, measure: Measure) -> Answer:
     chosen = replace(probe_settings(measure.kind, "paper"), mask_size=sizes["mask_size"])
     if sample:
         chosen = replace(chosen, epochs=sizes["epochs"], batch_size=8, hidden=32)
-    train, val = (bench.tokens(name, bench.images(measure.data, part), sizes) for part in ("train", "val"))
+    train, val = (bench.tokens(name, bench.images(measure.data, part), sizes) for part in ("trainaug", "val"))
     result = train_probe(train, val, head=measure.kind, variant=chosen, device=bench.device)
     return Answer((100 * result.miou,), {k: 100 * v for k, v in result.per_class.items()}, result.settings)
 
@@ -156,7 +164,7 @@ def run_incontext(bench: Bench, name: str, measure: Measure) -> Answer:
     sizes = settings_of(measure, bench.plan.sample)
     settings = replace(INCONTEXT["paper"], memory_size=sizes["memory"])
     seen, size = BlueShift(bench.backbone(name), settings.blue_std), sizes["image_size"]
-    train, val = (bench.images(measure.data, part) for part in ("train", "val"))
+    train, val = (bench.images(measure.data, part) for part in ("trainaug", "val"))
     fresh = FreshTokens(seen, train, MemoryAugment(size, jitter=(0.1, 0.1, 0.1, settings.hue)), device=bench.device,
                         precision=bench.precision, classes=train.classes)  # fmt: skip
     from timet.eval.tokens import extract_image_tokens
@@ -215,6 +223,52 @@ def run_forward(bench: Bench, name: str, measure: Measure) -> Answer:
     }
     return Answer((100 * rows[0]["mean"],), {}, settings)
 
+# %% ../nbs/40g_runners.ipynb #500f6ad6
+def _foreground(bench: Bench, name: str, measure: Measure) -> tuple[Any, np.ndarray, Any, Any]:
+    "What is foreground, the tokens, the set they are of, and its pictures."
+    from timet.eval.foreground import WithAttention, attention_masks, foreground
+
+    sizes, net = settings_of(measure, bench.plan.sample), WithAttention(bench.backbone(name))
+    grounds, parts, sets = _objects_only(bench, measure.data), [], []
+    for part in ("val", "train"):
+        images = bench.images(
+            measure.data, part, CLIP.get(measure.data, SAMPLE_FRAMES) if not bench.plan.sample else SAMPLE_FRAMES
+        )
+        if images is None:
+            continue
+        kept = bench.tokens(net, images, sizes, store="fp32")
+        ground = [c for c, label in (kept.classes or {}).items() if label in grounds]
+        masks = np.where(np.isin(kept.masks, ground), 0, kept.masks)
+        # attention is the last feature
+        parts.append((kept.tokens[..., :-1], masks, attention_masks(kept.tokens[..., -1], kept.grid)))
+        sets.append((kept, images))
+    found = foreground(*parts[0], sets[0][0].grid, train=parts[1] if len(parts) > 1 else None, variant="leopart",
+                       threshold="gt", k=sizes.get("clusters"))  # fmt: skip
+    return found, parts[0][0], replace(sets[0][0], masks=parts[0][1]), sets[0][1]
+
+
+def _said(found: Any) -> dict[str, Any]:
+    "What must be known about a foreground."
+    return {**found.settings, "threshold_from": found.ground_truth, "attention_alone": 100 * found.attention_jaccard}
+
+
+def run_jaccard(bench: Bench, name: str, measure: Measure) -> Answer:
+    "How well the foreground covers all objects."
+    found, *_ = _foreground(bench, name, measure)
+    return Answer((100 * found.jaccard,), {}, _said(found))
+
+
+def run_cbfe(bench: Bench, name: str, measure: Measure) -> Answer:
+    "Clusters of the foreground alone, matched one to one."
+    from timet.eval.foreground import foreground_clusters
+
+    found, tokens, kept, _ = _foreground(bench, name, measure)
+    classes = kept.classes or {}
+    score = foreground_clusters(tokens, found.pred, kept.masks, measure["k"] - 1, seeds=bench.plan.seeds,
+                                num_classes=max(classes, default=20) + 1)  # fmt: skip
+    done = from_score(score, classes)
+    return Answer(done.values, done.per_class, {**_said(found), **done.settings})
+
 # %% ../nbs/40g_runners.ipynb #fc5ba97b
 SHOWN = 4  # Clips in a figure
 
@@ -245,6 +299,27 @@ def run_maps(bench: Bench, name: str, measure: Measure) -> Answer:
     return Answer((), {}, {"frames": int(sizes["frames"]), "clips": len(video)}, pictures)
 
 
+def run_overlay(bench: Bench, name: str, measure: Measure) -> Answer:
+    "Pictures with the classes of their foreground clusters."
+    from timet.eval.cluster import confusion, kmeans, match_hungarian, standardize_pca
+    from timet.eval.tokens import as_float, resize_labels
+
+    found, tokens, kept, images = _foreground(bench, name, measure)
+    inside = found.pred.reshape(-1)
+    features = standardize_pca(as_float(tokens).reshape(-1, tokens.shape[-1])[inside], 50)
+    k, size = min(measure["k"] - 1, len(features)), kept.masks.shape[-2:]
+    labels = np.zeros(len(inside), np.int64)
+    labels[inside] = 1 + kmeans(features, k)[0]
+    maps = labels.reshape(found.pred.shape)
+    classes = int(kept.masks[kept.masks != 255].max(initial=0)) + 1
+    counts = sum(confusion(resize_labels(m, size), truth, k + 1, classes) for m, truth in zip(maps, kept.masks))
+    chosen = np.unique(np.linspace(0, len(images) - 1, 2 * SHOWN).round().astype(int))
+    frames = np.stack([resize(images.image(int(i)), size, nearest=False) for i in chosen])
+    pictures = {"frames": frames[None], "truth": kept.masks[chosen][None], "maps": match_hungarian(counts)[maps][chosen][None],
+                "names": ["pictures"], "still": True}  # fmt: skip
+    return Answer((), {}, _said(found), pictures)
+
+
 def run_counts(bench: Bench, name: str, measure: Measure) -> Answer:
     "Objects of each category of the labelled videos (Figure 4)."
     sources = bench.sources(measure.data)
@@ -260,7 +335,7 @@ def run_counts(bench: Bench, name: str, measure: Measure) -> Answer:
 # %% ../nbs/40g_runners.ipynb #385c9d02
 RUNNERS: dict[str, Callable[[Bench, str, Measure], Answer]] = {
     "image": run_image, "linear": run_probe, "fcn": run_probe, "incontext": run_incontext, "video": run_video,
-    "forward": run_forward, "maps": run_maps, "counts": run_counts,
+    "forward": run_forward, "jaccard": run_jaccard, "cbfe": run_cbfe, "overlay": run_overlay, "maps": run_maps, "counts": run_counts,
 }  # fmt: skip
 
 
