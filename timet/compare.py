@@ -90,7 +90,7 @@ def as_markdown(
     lines = [f"# {e.name}: {e.title}", ""]
     lines += [f"**{SAMPLE_WARNING}**", ""] if plan.sample else []
     if table is not None:
-        lines += ["mIoU in %: mean and deviation over seeds, in brackets the paper's number and ours less the paper's.", "",
+        lines += ["In %: mean and deviation over seeds, in brackets the paper's number and ours less the paper's.", "",
                   grid_of(cells), "", f"Protocol: {table.protocol}.", ""]  # fmt: skip
         quoted = [r for r in e.rows if r in table.quoted]
         lines += [f"The authors took these rows from other papers: {', '.join(quoted)}.", ""] if quoted else []
