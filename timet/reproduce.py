@@ -54,7 +54,7 @@ class ReproduceConfig:
     train: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "First train the networks that are trained on video and are not there yet."
     train_with: str = ""
-    "More words for timet.train, in quotes: --train-with '--max-steps 20'."
+    "More words for timet.train, with an equals sign: --train-with='--max-steps 20'."
     dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Say what is needed and what is missing, and stop: status 0 where something can be computed, else 2."
     out: Path | None = None

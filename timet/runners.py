@@ -150,7 +150,7 @@ def run_probe(bench: Bench, name: str, measure: Measure) -> Answer:
     sizes, sample = settings_of(measure, bench.plan.sample), bench.plan.sample
     chosen = replace(probe_settings(measure.kind, "paper"), mask_size=sizes["mask_size"])
     if sample:
-        chosen = replace(chosen, epochs=sizes["epochs"], batch_size=8, hidden=32)
+        chosen = replace(chosen, epochs=sizes["epochs"], batch_size=8, hidden=32, mask_size=48)
     train, val = (bench.tokens(name, bench.images(measure.data, part), sizes) for part in ("trainaug", "val"))
     result = train_probe(train, val, head=measure.kind, variant=chosen, device=bench.device)
     return Answer((100 * result.miou,), {k: 100 * v for k, v in result.per_class.items()}, result.settings)
