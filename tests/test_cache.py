@@ -10,39 +10,49 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from torch import nn
 
 from timet.cache import cache_limit, cached_arrays, content_key, image_tokens, say_size
-from timet.core import TimetError
+from timet.core import TimetError, samples_dir
+from timet.data import find_sources
 from timet.eval.tokens import as_float, extract_image_tokens
 from timet.images import ImageFile, Images, frames_as_images
 
-MODEL = """
-import os, sys, numpy as np, torch
-from pathlib import Path
-from PIL import Image
-from torch import nn
-from timet.cache import image_tokens, cached_arrays, kept_arrays
-from timet.core import TimetError
-from timet.eval.tokens import extract_image_tokens, this_shard
-from timet.images import ImageFile, Images
 
 class Patches(nn.Module):
+    "Mean colours of 8 x 8 pixels; counts the pictures that passed."
+
     embed_dim = 3
+
     def __init__(self):
         super().__init__()
         self.weight = nn.Parameter(torch.ones(()))
         self.seen = 0
+
     def grid(self, height, width):
         return height // 8, width // 8
+
     def tokens(self, images):
         self.seen += len(images)
         return (nn.functional.avg_pool2d(images, 8) * self.weight).flatten(2).transpose(1, 2)
 
-def find(root):
+
+def find(root) -> Images:
     return Images([ImageFile(f"{i}", f"{root}/{i}.png", f"{root}/m{i}.png") for i in range(9)])
+
+
+HEAD = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import numpy as np
+from test_cache import SIZES, Patches, find
+from timet.cache import cached_arrays, image_tokens, kept_arrays
+from timet.core import TimetError
+from timet.eval.tokens import this_shard
 """
-exec(MODEL)
 SIZES = {"image_size": 16, "mask_size": 5, "batch_size": 2, "device": "cpu"}
 
 
@@ -103,9 +113,6 @@ def test_what_changes_the_tokens_and_what_only_the_masks(root, tmp_path):
 
 
 def test_frames_of_videos_are_cached_too(tmp_path):
-    from timet.core import samples_dir
-    from timet.data import find_sources
-
     videos = find_sources(samples_dir() / "heldout")[:2]
     model = Patches()
     for per_video, seen in ((2, 4), (2, 4), (1, 6)):
@@ -178,9 +185,8 @@ def run_pair(code: str, *words: str) -> list[subprocess.CompletedProcess]:
 
 def test_two_processes_of_one_run_fill_one_entry(root, tmp_path):
     code = (
-        MODEL
-        + f"""
-SIZES = {SIZES!r}
+        HEAD
+        + """
 model, images, folder = Patches(), find(sys.argv[1]), Path(sys.argv[2])
 shard = this_shard()
 kept = image_tokens(model, images, cache=folder, **SIZES)
@@ -194,28 +200,39 @@ def breaks(allocate):
     a = allocate("tokens", (2,), np.float32)
     if shard[0] == 1:
         raise TimetError("picture 5 is broken")
-try:
-    cached_arrays(folder, "broken", breaks, names=("tokens",), shard=shard)
-except TimetError as error:
-    print(error, flush=True)
 
 def cannot(allocate):
     if shard[0] == 1:
         raise TimetError("no room")
     allocate("tokens", (2,), np.float32)
-try:
-    kept_arrays(None, str, cannot, names=("tokens",), shard=shard)
-except TimetError as error:
-    print(error, flush=True)
+
+for folder, fill in ((folder, breaks), (None, cannot)):
+    try:
+        kept_arrays(folder, lambda: "broken", fill, names=("tokens",), shard=shard)
+    except TimetError as error:
+        print(error, flush=True)
+
+from timet.evaluate import main
+main(sys.argv[3:])
 """
     )
-    done = run_pair(code, str(root), str(tmp_path / "c"))
+    words = [
+        "random",
+        "--backbone",
+        "timet_tiny_patch8_96",
+        "--data",
+        str(samples_dir() / "heldout"),
+        "--device",
+        "cpu",
+    ]
+    words += ["--image-size", "48", "--mask-size", "24", "--num-frames", "1", "--protocol", "clip", "--seeds", "1"]
+    done = run_pair(code, str(root), str(tmp_path / "c"), *words, "--cache", str(tmp_path / "videos"))
     assert [d.returncode for d in done] == [0, 0], done[0].stderr + done[1].stderr
-    lines = [d.stdout.splitlines() for d in done]
-    assert lines[0][0] == "(0, 2) 4 8" and lines[1][0] == "(1, 2) 5 10"  # five groups of two: two and three of them
-    for lines_of, other in zip(lines, (True, False)):
-        prefix = "another process of this run failed: " if other else ""
-        assert lines_of[1:] == [f"{prefix}picture 5 is broken", f"{prefix}no room"]
+    first, second = (d.stdout.splitlines() for d in done)
+    assert first[0] == "(0, 2) 4 8" and second[0] == "(1, 2) 5 10"  # five groups of two: two and three of them
+    said = ["picture 5 is broken", "no room"]
+    assert first[1:3] == [f"another process of this run failed: {s}" for s in said] and second[1:] == said
+    assert "12 clips of 1 frames" in first[3] and "one pass of the backbone" in first[-1]  # the first scores and prints
     assert len(list((tmp_path / "c").iterdir())) == 2  # tokens, masks, and no remains
     model = Patches()
     kept = image_tokens(model, find(root), cache=tmp_path / "c", **SIZES)
@@ -227,51 +244,33 @@ except TimetError as error:
 
 def test_two_runs_at_once_and_a_killed_one(root, tmp_path):
     code = (
-        MODEL
-        + f"""
-import time
+        HEAD
+        + """
 class Slow(Patches):
     def tokens(self, images):
         print("running", flush=True)
-        time.sleep(0.2)
+        sys.stdin.readline()
         return super().tokens(images)
-model = Slow()
-kept = image_tokens(model, find(sys.argv[1]), cache=Path(sys.argv[2]), **{SIZES!r})
+
+kept = image_tokens(Slow(), find(sys.argv[1]), cache=Path(sys.argv[2]), **SIZES)
 print("sum", float(kept.tokens.sum()), flush=True)
 """
     )
     folder = tmp_path / "c"
     words = [sys.executable, "-c", code, str(root), str(folder)]
-    children = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    for child in children:
+    killed, slower = (
+        subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)
+    )
+    for child in (killed, slower):
         assert child.stdout.readline().strip() == "running"
-    children[0].send_signal(signal.SIGKILL)
-    children[0].wait()
-    sums = [child.communicate(timeout=60)[0].splitlines()[-1] for child in children[1:]]
-    assert sums[0] == sums[1] and sums[0].startswith("sum ")
+    killed.send_signal(signal.SIGKILL)
+    killed.wait()
+    mine = image_tokens(Patches(), find(root), cache=folder, **SIZES)  # finishes while the other is at work
+    said = slower.communicate("\n" * 9, timeout=100)[0].splitlines()[-1]
+    assert slower.returncode == 0 and said == f"sum {float(mine.tokens.sum())}"
     left = list(folder.glob(".part-*"))
     assert len(left) == 1 and len(list(folder.iterdir())) == 3
     os.utime(left[0], (time.time() - 90_000,) * 2)
     model = Patches()
     image_tokens(model, find(root), cache=folder, **SIZES | {"mask_size": 3})  # a day later it is swept up
     assert model.seen == 0 and not left[0].exists()
-
-
-def test_evaluate_in_two_processes(tmp_path):
-    from timet.core import samples_dir
-
-    words = [
-        "random",
-        "--backbone",
-        "timet_tiny_patch8_96",
-        "--data",
-        str(samples_dir() / "heldout"),
-        "--device",
-        "cpu",
-    ]
-    words += ["--image-size", "48", "--mask-size", "24", "--num-frames", "2", "--protocol", "dataset", "--seeds", "1"]
-    words += ["--cache", str(tmp_path)]
-    code = "import sys; from timet.evaluate import main; main(sys.argv[1:])"
-    done = run_pair(code, *words, "--out", str(tmp_path / "two.json"))
-    assert [d.returncode for d in done] == [0, 0], done[0].stderr + done[1].stderr
-    assert "one pass of the backbone" in done[0].stdout and not done[1].stdout

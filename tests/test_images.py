@@ -204,6 +204,8 @@ def test_frames_of_videos(tmp_path):
     np.testing.assert_array_equal(again.mask(0), found.mask(5))
     assert find_images(samples_dir() / "heldout", per_video=3).names == found.names
     assert find_images(samples_dir(), "heldout", per_video=1).split == "heldout"
+    drawn = find_images(samples_dir() / "heldout", "val20", per_video=1)
+    assert drawn.split == "val20" and len(drawn) == 3
 
 
 def test_only_labelled_frames_are_taken(tmp_path):

@@ -85,7 +85,7 @@ class EvaluateConfig:
     mask_size: int = 224
     "Side to which masks are brought, pixels."
     split: str | None = None
-    "A part of the data: a folder, a list in ImageSets (val), or a text file with one name a line."
+    "A part of the data: a folder, a list in ImageSets (val), a text file with one name a line, or train80, val20."
     fps: float | None = None
     "Frame folders: frames a second, where the guess is wrong."
     seed: int = 0

@@ -294,15 +294,14 @@ def find_images(
     if list_files(root, IMAGES):
         return Images(_pair(None, root, []), root, "pictures", "all")
     try:
-        known = (
-            any(root.glob(f"ImageSets/**/{split}.txt")) or (root / split).is_dir() or (root / f"{split}.txt").is_file()
-        )
-        sources = find_sources(root, split=split if known or split != "val" else None)
+        listed = any(root.glob(f"ImageSets/**/{split}.txt")) or (root / f"{split}.txt").is_file()
+        taken = None if split == "val" and not listed and not (root / split).is_dir() else split
+        sources = find_sources(root, split=taken)
     except TimetError as error:
         raise TimetError(
             f"no labelled pictures in {root}: looked for JPEGImages with {CLASS} (also in VOC2012 and VOCdevkit/VOC2012), "
             f"images with {CLASS} or masks, and labelled videos ({error})"
         ) from None
     found = frames_as_images(sources, per_video)
-    found.split = split if known else "all"
+    found.split = taken or "all"
     return found
