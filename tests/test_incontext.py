@@ -74,7 +74,7 @@ def test_histograms(size, ignore_as):
 
 def test_histograms_refuse_other_ids():
     for masks in (np.full((1, 3, 4), 4), np.full((1, 3, 4), -1)):
-        with pytest.raises(TimetError, match="0..3"):
+        with pytest.raises(TimetError, match=r"0\.\.3"):
             patch_histograms(masks, (3, 4), 4)
 
 
@@ -369,7 +369,14 @@ needs_images = pytest.mark.skipif(importlib.util.find_spec("timet.images") is No
 
 
 @needs_images
-@pytest.mark.parametrize("options", [["--no-augment"], ["--variant", "paper"], ["--index", "ivf", "--store", "fp16"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--no-augment"],
+        ["--variant", "paper"],
+        ["--index", "ivf", "--memory-store", "fp16", "--store", "bf16", "--no-augment"],
+    ],
+)
 def test_command(tmp_path, capsys, options):
     weights, out = samples_dir() / "weights/timet_tiny.safetensors", tmp_path / "incontext.json"
     words = [str(weights), "--data", str(samples_dir() / "heldout"), "--image-size", "96", "--per-video", "2"]

@@ -124,7 +124,7 @@ class TrainConfig:
     iterations: int = 10  # Sinkhorn's iterations (code: 10)
     sinkhorn_rows: Literal["first", "all"] = "first"  # Tokens it balances: the first frames' (paper, Eq. 9), or all
     loss_temperature: float = 0.1  # Of the student's scores (paper, App. A: 0.1)
-    ema_decay: float | None = None  # Teacher's memory, as 0.99; None: no teacher (paper)
+    ema_decay: float | None = None  # Teacher's memory, as 0.995, rising to 1; None: no teacher (paper)
     queue_size: int = 0  # Tokens of past batches for Sinkhorn (paper: 0; code: 16384, off)
 
     accumulate: int = 1  # Parts a batch is computed in, to save memory; Sinkhorn then balances each part on its own

@@ -80,6 +80,9 @@ def run_command(
     except KeyboardInterrupt:
         print(f"{prog}: interrupted", file=sys.stderr)
         raise SystemExit(130) from None
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
 
 # %% ../nbs/00_core.ipynb #b56a1099
 def seed_everything(
@@ -176,6 +179,17 @@ def write_json(
         part.write_text(json.dumps(plain(value), indent=2) + "\n", encoding="utf-8")
 
 # %% ../nbs/00_core.ipynb #9b12d7d2
+class _Lines:
+    "Where a bar writes that is no terminal: a line for each state, not one long line of carriage returns."
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            sys.stderr.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress(
     items: Iterable | None = None,  # What to go through; `None` for a bar moved by hand with `.update()`
     desc: str = "",  # What is being done
@@ -197,6 +211,7 @@ def progress(
         maxinterval=10 if live else 60,
         delay=1 if live else 15,
         leave=live,
+        file=sys.stderr if live else _Lines(),
     )
 
 # %% ../nbs/00_core.ipynb #5deb333d

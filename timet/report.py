@@ -70,7 +70,6 @@ def look(
     precision: str = "fp32",
 ) -> Snapshot:
     "Cluster the tokens of clips and score the clusters where there are masks."
-    import faiss  # noqa: F401, before decord, which puts NVIDIA's BLAS in front of the one that faiss needs
 
     seen = extract_tokens(
         backbone, sources, num_frames=num_frames, delta_t=delta_t, sampling=sampling, image_size=image_size,

@@ -216,7 +216,7 @@ def train_step(
     session.optimizer.zero_grad(set_to_none=True)
     session.inner.normalize_prototypes()
     if config.ema_decay is not None:
-        session.inner.update_teacher()
+        session.inner.update_teacher(cosine(step, session.total, config.ema_decay, 1.0))
     session.step += 1
     rates = {"lr": config.lr_head * scale, "lr_backbone": config.lr_backbone * scale}
     return {"loss": loss, **rates, "weight_decay": decay}, [wish > 0 for wish in wishes]

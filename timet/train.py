@@ -214,7 +214,6 @@ def train(
 
     Raises `TimetError` as the parts do, and `KeyboardInterrupt` after a stop that was asked for, once all is saved.
     """
-    import faiss  # noqa: F401, before decord, which puts NVIDIA's BLAS in front of the one that faiss needs
 
     accelerator = start_accelerator(config)
     main = accelerator.is_main_process

@@ -4,14 +4,18 @@
 
 # %% auto #0
 __all__ = ['EXACT_IN', 'ScanKey', 'MOST_FRAMES', 'SLACK', 'VideoError', 'check_file', 'VideoInfo', 'open_video', 'scan',
-           'remember_scans', 'take_fresh_scans', 'frame_at', 'read_with_decord', 'read_with_pyav', 'read_frames']
+           'remember_scans', 'take_fresh_scans', 'frame_at', 'load_decord', 'read_with_decord', 'read_with_pyav',
+           'read_frames']
 
 # %% ../nbs/00a_video.ipynb #69d9bb57
 import os
 import stat
+import sys
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -248,16 +252,35 @@ def frame_at(
     return np.clip(found, 0, len(starts) - 1)
 
 # %% ../nbs/00a_video.ipynb #3a304a37
+_IMPORTING = threading.Lock()
+
+
+def load_decord() -> ModuleType | None:  # The module `decord`, or `None` where it is not installed
+    "Import decord2 without the NVIDIA libraries that it would put in front of everybody's linear algebra."
+    with _IMPORTING:  # readers in several threads must not meet a module that is half there
+        if sys.modules.get("decord"):
+            return sys.modules["decord"]
+        loaded = {"nvidia": sys.modules["nvidia"]} if "nvidia" in sys.modules else {}
+        sys.modules["nvidia"] = None  # decord2 looks there for all of CUDA, nvblas included; we decode on the CPU
+        try:
+            import decord
+        except ImportError:  # no wheel for some machines
+            return None
+        finally:
+            del sys.modules["nvidia"]
+            sys.modules.update(loaded)
+        decord.logging.set_level(decord.logging.QUIET)
+        return decord
+
+
 def read_with_decord(
     info: VideoInfo,  # From `scan`
     index: np.ndarray,  # Frame indices, rising `(m,)`
 ) -> np.ndarray | None:  # uint8 `(m h w 3)`, or None where decord2 fails or is not to be trusted
     "The quick reader: decord2, one thread, opened and dropped here."
-    try:
-        import decord
-    except ImportError:  # no wheel for some machines
+    decord = load_decord()
+    if decord is None:
         return None
-    decord.logging.set_level(decord.logging.QUIET)
     try:
         reader = decord.VideoReader(info.path, ctx=decord.cpu(0), num_threads=1)
         if len(reader) != len(info.starts):

@@ -66,7 +66,7 @@ def film_strip(
     columns = max(len(row) for row in rows.values())
     first = next(x for row in rows.values() for x in row if x is not None)
     h, w = as_array(first).shape[:2]
-    left = 0.16 + 0.085 * max(len(line) for name in rows for line in name.split("\n")) if any(rows) else 0.0
+    left = 0.2 + 0.1 * max(len(line) for name in rows for line in name.split("\n")) if any(rows) else 0.0
     cell = max(int((100 * (width - left) - gap * (columns - 1)) / columns), 24)
     cell = min(cell, round(320 * max(w / h, 0.6)))
     size = (max(round(cell * h / w), 12), cell)

@@ -10,6 +10,7 @@ import io
 import re
 import sys
 import time
+from functools import cache
 from pathlib import Path
 
 import nbformat
@@ -34,16 +35,41 @@ def skipped(source: str, words: set[str]) -> bool:
     return any(d in words or (d == "eval" and v.lower() == "false") for d, v in found)
 
 
-def slim(picture: str, limit: int = 60_000) -> str:
-    "A recorded PNG in 256 colours, and smaller where it still takes more than so many characters: grain costs most."
-    image = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB")
-    while True:
-        data = io.BytesIO()
-        image.quantize(256, kmeans=2, dither=Image.Dither.NONE).save(data, "png", optimize=True)
-        small = base64.b64encode(data.getvalue()).decode()
-        if len(small) <= limit or image.width < 450:
-            return min(picture, small, key=len)
-        image = image.resize((round(0.85 * image.width), round(0.85 * image.height)), Image.Resampling.LANCZOS)
+@cache
+def encode(picture: str, kind: str, width: int) -> str:
+    "A picture as base64: PNG in 256 colours for drawings, JPEG for frames, whose grain PNG cannot shorten."
+    image, data = Image.open(io.BytesIO(base64.b64decode(picture))).convert("RGB"), io.BytesIO()
+    if width < image.width:
+        image = image.resize((width, round(image.height * width / image.width)), Image.Resampling.LANCZOS)
+    if kind == "image/png":
+        image.quantize(256, dither=Image.Dither.NONE).save(data, "png", optimize=True)
+    else:
+        image.save(data, "jpeg", quality=75, optimize=True)
+    return base64.b64encode(data.getvalue()).decode()
+
+
+def slim(picture: str, limit: int) -> dict[str, str]:
+    "A recorded PNG in so many characters, under the name of its kind: first fewer colours, then JPEG, then smaller."
+    width = Image.open(io.BytesIO(base64.b64decode(picture))).width
+    tries = [("image/png", width), *(("image/jpeg", round(width * scale)) for scale in (1, 0.9, 0.8, 0.7, 0.6))]
+    for kind, wide in tries:
+        small = encode(picture, kind, wide)
+        if len(small) <= limit:
+            break
+    return {kind: small} if len(small) < len(picture) else {"image/png": picture}
+
+
+def fit(notebook: nbformat.NotebookNode, most: int = 480_000) -> None:
+    "Make the largest pictures smaller until the notebook is small enough to be committed."
+    outputs = [o["data"] for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
+    pictures = [(data, data.pop("image/png")) for data in outputs]
+    for limit in (120_000, 80_000, 60_000, 50_000, 42_000, 35_000, 28_000):
+        for data, picture in pictures:
+            for kind in ("image/png", "image/jpeg"):
+                data.pop(kind, None)
+            data.update({"image/png": picture} if len(picture) <= limit else slim(picture, limit))
+        if len(nbformat.writes(notebook).encode()) < most:
+            return
 
 
 def record(path: Path, words: set[str]) -> float:
@@ -70,9 +96,8 @@ def record(path: Path, words: set[str]) -> float:
         for output in cell.get("outputs", []):
             if len(output.get("data", {})) > 1:
                 output["data"].pop(WIDGET, None)
-            if len(output.get("data", {}).get("image/png", "")) > 50_000:
-                output["data"]["image/png"] = slim(output["data"]["image/png"])
     notebook.metadata.pop("widgets", None)
+    fit(notebook)
     nbformat.write(notebook, path)
     return seconds
 

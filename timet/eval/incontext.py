@@ -369,6 +369,7 @@ class BlueShift(nn.Module):
         self.backbone, self.blue = backbone, IMAGENET_STD[2] / blue_std
         # another name, another place in the cache
         self.name, self.image_size = f"{backbone.name}, std of blue {blue_std}", backbone.image_size
+        self.embed_dim = getattr(backbone, "embed_dim", None)
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         "Rows and columns of tokens."
@@ -422,7 +423,7 @@ class IncontextConfig:
     "Patches in the memory; 0 keeps all."
     index: Literal["flat", "ivf"] = "flat"
     "Look at all of the memory, or at 32 of 512 cells."
-    store: Literal["fp32", "fp16"] = "fp32"
+    memory_store: Literal["fp32", "fp16"] = "fp32"
     "Features in the memory."
     k: int = 30
     "Neighbours."
@@ -444,6 +445,8 @@ class IncontextConfig:
     "auto, cpu, cuda, cuda:1, mps."
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     "Of the backbone."
+    store: Literal["fp32", "bf16"] = "fp32"
+    "Of the tokens that are kept."
     gpu_index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Search on the GPUs."
     out: Path | None = None
@@ -471,7 +474,8 @@ def run(
     Raises `TimetError` where the checkpoint or the data are not there, or a setting does not fit.
     """
     settings = replace(
-        INCONTEXT[config.variant], memory_size=config.memory_size or None, index=config.index, store=config.store,
+        INCONTEXT[config.variant], memory_size=config.memory_size or None, index=config.index,
+        store=config.memory_store,
         k=config.k, temperature=config.temperature, seed=config.seed,
     )  # fmt: skip
     train, val = image_pair(config.data, config.train_split, config.val_split, config.per_video)
@@ -483,7 +487,7 @@ def run(
 
         return image_tokens(
             seen, images, image_size=config.image_size, mask_size=config.image_size, device=config.device,
-            precision=config.precision, cache=config.cache, no_cache=config.no_cache,
+            precision=config.precision, store=config.store, cache=config.cache, no_cache=config.no_cache,
         )  # fmt: skip
 
     crop = MemoryAugment(config.image_size, jitter=(0.1, 0.1, 0.1, settings.hue))

@@ -463,6 +463,8 @@ class ProbeConfig:
     "auto, cpu, cuda, cuda:1, mps."
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     "Of the backbone."
+    store: Literal["fp32", "bf16"] = "fp32"
+    "Of the tokens that are kept."
     head_precision: Literal["fp32", "bf16"] = "fp32"
     "Of the head."
     resume: Path | None = None
@@ -550,7 +552,7 @@ def run(
 
         return image_tokens(
             backbone, images, image_size=config.image_size, mask_size=settings.mask_size, device=config.device,
-            precision=config.precision, cache=config.cache, no_cache=config.no_cache,
+            precision=config.precision, store=config.store, cache=config.cache, no_cache=config.no_cache,
         )  # fmt: skip
 
     if settings.augment:
