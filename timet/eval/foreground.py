@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['THRESHOLDS', 'VARIANTS', 'WithAttention', 'class_attention', 'attention_masks', 'jaccard', 'per_image_counts',
-           'cluster_scores', 'choose_threshold', 'Foreground', 'foreground', 'foreground_clusters']
+           'cluster_scores', 'choose_threshold', 'Foreground', 'foreground', 'foreground_clusters', 'ForegroundConfig',
+           'load_part', 'run', 'main']
 
 # %% ../../nbs/14_eval.foreground.ipynb #0eae997e
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
 from ..core import TimetError, check_shape, parse, run_command, write_json
-from .cluster import assign, confusion, kmeans, match_hungarian, miou, standardize_pca
+from .cluster import confusion, kmeans, match_hungarian, miou, standardize_pca
 from .tokens import resize_labels
 from .video import Score
 from ..evaluate import open_backbone
@@ -169,16 +170,14 @@ def choose_threshold(
     k, known = len(scores), np.sort(scores[np.isfinite(scores)])
     if not len(known):
         raise TimetError("not one cluster occurs in these pictures; give some")
-    if how == "share":
-        return float(known[min(int(share * len(known)), len(known) - 1)])
-    if how == "otsu":
+    if how != "gt":
         cuts = np.arange(1, len(known))
-        low, high = np.cumsum(known)[:-1] / cuts, np.cumsum(known[::-1])[::-1][1:] / (len(known) - cuts)
-        return (
-            float(known[1 + int(np.argmax(cuts * (len(known) - cuts) * (high - low) ** 2))])
-            if len(cuts)
-            else float(known[0])
-        )
+        if how == "share" or not len(cuts):
+            cut = min(int(share * len(known)), len(known) - 1)
+        else:
+            low, high = np.cumsum(known)[:-1] / cuts, np.cumsum(known[::-1])[::-1][1:] / (len(known) - cuts)
+            cut = int(cuts[np.argmax(cuts * (len(known) - cuts) * (high - low) ** 2)])
+        return float(known[max(cut - 1, 0) : cut + 1].mean())  # half way to the best cluster of the background
     if labels is None or masks is None:
         raise TimetError("the published threshold needs true masks; give them, or take share or otsu, which need none")
     order = np.argsort(np.nan_to_num(scores, nan=-1.0), kind="stable")
@@ -255,6 +254,7 @@ def foreground(
     """Cluster-based foreground extraction and its Jaccard (Table 6, Appendix C).
 
     With `threshold="gt"` true masks choose the threshold: those of `train`, and without `train` the evaluated ones themselves.
+    Without labels the cluster scores of the evaluated pictures choose it.
     Deviation: the released variant clusters patches, not their copies at 100 x 100 pixels, which are the same rows many times.
     Raises `TimetError` where arrays do not fit, or a setting is unknown.
     """
@@ -277,7 +277,7 @@ def foreground(
             count = len(sets[i][0]) * grid[0] * grid[1]
             labels[i], found = found[:count].reshape(-1, *grid), found[count:]
     scores = {i: cluster_scores(labels[i], sets[i][2], k) for i in labels}
-    guide = len(sets) - 1
+    guide = len(sets) - 1 if threshold == "gt" else 0  # what needs no label needs no training pictures
     if isinstance(threshold, str):
         used = "none" if threshold != "gt" else "train" if train is not None else "its own"
         true = sets[guide][1]
@@ -360,3 +360,128 @@ def foreground_clusters(
         np.array(values)[:, None],
         settings,
     )
+
+# %% ../../nbs/14_eval.foreground.ipynb #b4a595c4
+@dataclass(frozen=True)
+class ForegroundConfig:
+    "Cluster-based foreground extraction and the salient-object Jaccard (Tables 6 and 10)."
+
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
+    "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
+    data: Path
+    "Pictures with masks (Pascal VOC), or videos with masks, of which frames are taken."
+    split: str = "val"
+    "The part that is measured."
+    train_split: str | None = None
+    "The part whose true masks choose the threshold: train (Leopart), trainaug (released code); with --threshold gt only."
+    threshold: Literal["gt", "share", "otsu"] = "gt"
+    "gt: true masks choose it, as published; share and otsu use none."
+    variant: Literal["leopart", "released"] = "leopart"
+    "200 clusters by cosine, both parts together; or 300, each part for itself."
+    k: int | None = None
+    "Clusters; the variant's, where none is given."
+    classes: int = 0
+    "Also cluster the foreground into so many, and match with the classes: 20 for VOC; 0 leaves it out."
+    seeds: int = 5
+    "How many seeds for --classes."
+    attention: str | None = None
+    "Another checkpoint, whose class token finds the foreground (Leopart: vit_small_patch16_224.dino)."
+    background: tuple[str, ...] = ()
+    "Categories that are background (sample world: meadow sand sky water)."
+    per_video: int = 4
+    "Of videos: frames from each."
+    image_size: int = 448
+    "Side to which pictures are squashed, pixels."
+    mask_size: int | None = None
+    "Side to which masks are brought for the Jaccard, pixels; the variant's, where none is given."
+    backbone: str | None = None
+    "The network of a checkpoint file that does not say it, or of random."
+    batch_size: int = 32
+    "Pictures a forward pass."
+    device: str = "auto"
+    "auto, cpu, cuda, cuda:1, mps."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    "Of the backbone."
+    out: Path | None = None
+    "Also write everything to this JSON file."
+    no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
+    "Keep no tokens."
+
+# %% ../../nbs/14_eval.foreground.ipynb #ed5bf705
+def load_part(
+    config: ForegroundConfig,
+    split: str | None,
+) -> tuple[
+    np.ndarray, np.ndarray, np.ndarray, tuple[int, int]
+]:  # Tokens `(b n d)`, masks `(b H W)`, attended `(b h w)`, grid
+    "Tokens, masks and attention of one part of the data, from the cache or from one pass of the backbone."
+    from timet.cache import image_tokens
+    from timet.eval.tokens import as_float
+    from timet.images import find_images
+
+    images = find_images(config.data, split=split, per_video=config.per_video)
+    unknown = sorted(set(config.background) - set(images.classes.values()))
+    if unknown:
+        raise TimetError(f"--background names {unknown[0]}, the categories are {', '.join(images.classes.values())}")
+    size = config.mask_size or VARIANTS[config.variant]["mask_size"]
+    settings = {"image_size": config.image_size, "mask_size": size, "batch_size": config.batch_size, "device": config.device,
+                "precision": config.precision, "no_cache": config.no_cache}  # fmt: skip
+    own = open_backbone(config.checkpoint, backbone=config.backbone)
+    part = image_tokens(own if config.attention else WithAttention(own), images, **settings)
+    if config.attention:
+        gaze = image_tokens(WithAttention(open_backbone(config.attention)), images, **settings)
+    else:
+        gaze = part
+    attended = attention_masks(as_float(gaze.tokens[..., -1]), gaze.grid)
+    masks = np.where(
+        np.isin(part.masks, [i for i, c in images.classes.items() if c in config.background]), 0, part.masks
+    )
+    return (
+        part.tokens if config.attention else part.tokens[..., :-1],
+        masks,
+        resize_labels(attended, part.grid),
+        part.grid,
+    )
+
+
+def run(
+    config: ForegroundConfig,
+) -> dict[str, Any]:  # What `--out` writes
+    """Find the foreground of a set, print its Jaccard and whose labels it used, return (and write, where asked) everything.
+
+    Raises `TimetError` where there is no checkpoint, no picture with a mask, or a setting does not fit.
+    """
+    tokens, masks, attended, grid = load_part(config, config.split)
+    needs_train = config.train_split is not None and config.threshold == "gt"
+    train = load_part(config, config.train_split)[:3] if needs_train else None
+    found = foreground(
+        tokens, masks, attended, grid, train=train, variant=config.variant, threshold=config.threshold, k=config.k
+    )
+    print(
+        f"{config.checkpoint} on {config.data}, {len(masks)} pictures, variant {config.variant}, K = {found.settings['k']}\n{found}"
+    )
+    if found.ground_truth == "its own":
+        print("note: these pictures' own true masks chose the threshold; give --train-split, or --threshold share")
+    result = {"jaccard": found.jaccard, "attention_jaccard": found.attention_jaccard, "threshold": found.threshold,
+              "ground_truth": found.ground_truth, "settings": found.settings, "per_image": found.per_image}  # fmt: skip
+    if config.classes:
+        small = resize_labels(masks, 100) if min(masks.shape[1:]) > 100 else masks
+        score = foreground_clusters(
+            tokens, found.pred, small, config.classes, seeds=config.seeds, variant=config.variant
+        )
+        print(f"{config.classes} clusters of the foreground and the background, Hungarian: mIoU {score}")
+        result["classes"] = {"mean": score.mean, "std": score.std, "values": score.values, "per_class": score.per_class}
+    if config.out:
+        write_json(config.out, result)
+    return result
+
+
+def main(
+    argv: list[str] | None = None,  # The words after the command; `None` reads the real command line
+) -> None:
+    "`python -m timet.eval.foreground CHECKPOINT --data PATH`."
+    run_command(lambda: run(parse(ForegroundConfig, argv, "python -m timet.eval.foreground")), "timet.eval.foreground")
+
+# %% ../../nbs/14_eval.foreground.ipynb #ce8bc4e7
+if __name__ == "__main__" and "get_ipython" not in globals():
+    main()

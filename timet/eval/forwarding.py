@@ -304,7 +304,7 @@ class ForwardingConfig:
 
 # %% ../../nbs/16_eval.forwarding.ipynb #3e4b73f2
 def _carry(
-    config: ForwardingConfig, method: str, backbone: Any, frames: Iterable[np.ndarray], mask: np.ndarray,
+    config: ForwardingConfig, method: str, backbone: Any, frames: Iterable, mask: np.ndarray,
     size: tuple[int, int], ids: Sequence[int], estimate: Any,
 ) -> Iterator[np.ndarray]:  # fmt: skip
     "One method on one video: the maps of all frames but the first."
@@ -423,7 +423,7 @@ def score_davis(
             continue
         size = _short_side(source.size, config.image_size or 480, backbone.patch_size)
         for method in config.method:
-            frames = _read(source, index)
+            frames = index if method == "copy" else _read(source, index)  # a copy looks at nothing
             maps = chain(
                 [mask], _carry(config, method, backbone, frames, mask, size, _objects(mask), estimators.get(method))
             )
