@@ -125,6 +125,12 @@ def test_sets_that_only_look_right_are_left(tmp_path: Path) -> None:
         find_data(tmp_path / "gone")
 
 
+def test_a_fifth_is_drawn_where_no_list_names_it(tmp_path: Path) -> None:
+    tree(tmp_path, *(f"{kind}/v{i}" for kind in ("JPEGImages", "Annotations") for i in range(10)), meta_json="{}")
+    place = find_data(tmp_path)["ytvos"]
+    assert (place.split, place.train, place.count) == ("val20", "train80", 2) and "drawn" in place.note
+
+
 def test_leoparts_packing(tmp_path: Path) -> None:
     tree(tmp_path, "images", "SegmentationClass", sets__val_txt="a\n")
     assert find_data(tmp_path)["voc"].train is None

@@ -27,7 +27,7 @@ SIZES: dict[
 ] = {  # Kind -> its settings at the paper's size (Appendix A; neighbours of the released code)
     "image": {"image_size": 448, "mask_size": 100, "niter": 100},
     "cbfe": {"image_size": 448, "mask_size": 100, "niter": 100},
-    "linear": {"image_size": 448, "mask_size": 100, "epochs": 25},
+    "linear": {"image_size": 448, "mask_size": 100, "epochs": 50},
     "fcn": {"image_size": 448, "mask_size": 100, "epochs": 30},
     "incontext": {"image_size": 512, "mask_size": 512, "memory": 10_240_000},
     "video": {"image_size": 224, "mask_size": 224, "niter": 50},

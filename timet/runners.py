@@ -240,7 +240,7 @@ def _foreground(bench: Bench, name: str, measure: Measure) -> tuple[Any, np.ndar
         ground = [c for c, label in (kept.classes or {}).items() if label in grounds]
         masks = np.where(np.isin(kept.masks, ground), 0, kept.masks)
         # attention is the last feature
-        parts.append((kept.tokens[..., :-1], masks, attention_masks(kept.tokens[..., -1], kept.grid)))
+        parts.append((kept.tokens[..., :-1], masks, attention_masks(np.array(kept.tokens[..., -1]), kept.grid)))
         sets.append((kept, images))
     found = foreground(*parts[0], sets[0][0].grid, train=parts[1] if len(parts) > 1 else None, variant="leopart",
                        threshold="gt", k=sizes.get("clusters"))  # fmt: skip
