@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -179,7 +180,8 @@ def test_cost_counts_what_the_formula_says(voc: Path) -> None:
     eight = cost_of("DINO S/8", ask("image", "voc", {"k": 500}), place)
     assert sum(eight.disk.values()) == 2 * (56 * 56 * 384 * 2 + 100 * 100)
     assert (
-        seconds_of(cost + cost, Speed({("vit_small_patch16_224", 448): 10}, 1e12, 0, 1)) < 150 + 2 * cost.kmeans / 1e12
+        seconds_of(cost + cost, Speed({("vit_small_patch16_224", 448): 10}, 1e12, 0, 1e12))
+        < 150 + 2 * cost.kmeans / 1e12
     )
     assert seconds_of(Cost(), Speed({}, 1, 1, 1)) == 0 and in_words(3700 * 4) == "about 4 hours"
 
@@ -353,7 +355,7 @@ def test_training_is_run_where_it_is_asked_for(
             (config.out / f"backbone{end}").write_bytes(TUNED.with_suffix(end).read_bytes())
         return type("Done", (), {"returncode": 0})
 
-    monkeypatch.setattr(reproduce.subprocess, "run", fake)
+    monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=fake))
     monkeypatch.setitem(reproduce.__dict__, "answer", lambda bench, name, measure: Answer((1.0,)))
     command("table2", "--data", str(SAMPLES), "--out", "out", "--train", "--train-with=--max-steps 2", "--runs", "runs")
     assert [c.forwarded for c in ran] == ["none", "identity", "logits", "sk"] and {c.max_steps for c in ran} == {2}

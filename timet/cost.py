@@ -101,6 +101,8 @@ def cost_of(
     k = {"gt": 4}.get(k, k)
 
     def clustering(m: int, clusters: int, times: int = 1) -> None:
+        # standardising and PCA, once a set of tokens
+        cost.dense += 2 * m * d * (d + 50) * max(times / seeds, 1)
         cost.kmeans += times * 2 * clusters * 50 * (5 * niter * min(m, 256 * clusters) + m)
         cost.calls += times
 

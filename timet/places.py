@@ -99,7 +99,7 @@ def _ytvos(folder: Path) -> Place | None:
     names = _children(folder / "JPEGImages")
     if not names or {*names} & {"480p", "1080p", "Full-Resolution"} or not (folder / "meta.json").is_file():
         return None
-    if folder.name.lower().startswith(("test", "valid")):
+    if re.fullmatch("(test|valid)(_all_frames)?", folder.name.lower()):
         return None  # their masks are those of first frames alone (Appendix A)
     lists = [
         next((d / n for d in (folder, folder.parent) if (d / n).is_file()), None) for n in ("val.txt", "train.txt")
