@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from timet import networks, plan, reproduce, runners
-from timet.compare import Compared, as_json, as_markdown, grid_of
+from timet.results import Compared, as_json, as_markdown, grid_of
 from timet.config import read_command
 from timet.core import TimetError, samples_dir
 from timet.cost import Cost, Speed, cost_of, in_words, seconds_of, settings_of

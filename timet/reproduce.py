@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .cache import cache_folder
-from .compare import Compared, as_json, as_markdown
+from .results import Compared, as_json, as_markdown
 from .core import TimetError, atomic_write, parse, pick_device, run_command, samples_dir, write_json
 from .cost import measure_speed
 from .experiments import EXPERIMENTS, Experiment, find_experiment
