@@ -45,7 +45,7 @@ class FCNHead(nn.Module):
         y = self.second(self.first(x).relu()).relu()
         return self.classify(self.drop(self.joint(torch.cat([x, y], 1)).relu()))
 
-# %% ../../nbs/12b_eval.head.ipynb #a4901758
+# %% ../../nbs/12b_eval.head.ipynb #528ae1d9
 def resize_maps(
     maps: Tensor,  # `(b c h w)`
     size: int | tuple[int, int],  # Rows and columns wanted; one number for a square
@@ -54,7 +54,7 @@ def resize_maps(
     size = (size, size) if isinstance(size, int) else tuple(size)
     return maps if maps.shape[-2:] == size else nn.functional.interpolate(maps, size, mode="bilinear")
 
-
+# %% ../../nbs/12b_eval.head.ipynb #a4901758
 class Probe(nn.Module):
     """A head over frozen tokens, with the enlargement in the right place.
 

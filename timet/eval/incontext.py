@@ -38,6 +38,7 @@ from timet.eval.memory import (  # noqa: F401
     IncontextSettings,
     Memory,
     build_memory,
+    memory_bytes,
     patch_histograms,
     sample_patches,
     unit,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['INCONTEXT', 'patch_histograms', 'sample_patches', 'IncontextSettings', 'faiss_index', 'Index', 'Memory', 'unit',
-           'build_memory']
+           'memory_bytes', 'build_memory']
 
 # %% ../../nbs/14a_eval.memory.ipynb #90626633
 from dataclasses import asdict, dataclass
@@ -190,11 +190,6 @@ class Memory:
     def __len__(self) -> int:
         return self.filled
 
-    @staticmethod
-    def size(rows: int, dim: int, num_classes: int, store: str = "fp32") -> int:
-        "Bytes that so many rows take."
-        return rows * (dim * (4 if store == "fp32" else 2) + 4 * num_classes + 12)
-
     def add(
         self,
         features: np.ndarray,  # `(m d)`
@@ -223,6 +218,16 @@ def unit(
 ) -> np.ndarray:
     "Divide by the Euclidean norm along an axis; zeros stay zeros."
     return x / np.maximum(np.linalg.norm(x, axis=axis, keepdims=True), 1e-12)
+
+
+def memory_bytes(
+    rows: int,  # Patches
+    dim: int,  # Features
+    num_classes: int,
+    store: str = "fp32",  # `fp32` or `fp16`
+) -> int:
+    "How much room so many rows take."
+    return rows * (dim * (4 if store == "fp32" else 2) + 4 * num_classes + 12)
 
 
 def _plan(train: Any, settings: IncontextSettings) -> tuple[int, int, int]:
@@ -256,7 +261,7 @@ def build_memory(
     epochs, count, rows = _plan(train, settings)
     b, dim, rng = set_length(train), read_batch(train, [0])[0].shape[-1], np.random.default_rng(settings.seed)
     if announce:
-        need = Memory.size(rows, dim, num_classes, settings.store)
+        need = memory_bytes(rows, dim, num_classes, settings.store)
         print(f"memory: {count} patches of each image, {rows:,} x {dim} in {settings.store}, {need / 1e9:.2f} GB")
     memory = Memory(dim, num_classes, rows, settings, gpu)
     with progress(desc="memory", unit="image", total=b * epochs) as bar:
