@@ -129,11 +129,8 @@ class Index:
         self.faiss = faiss_index(dim, rows, settings, gpu)
         self._train_rows = min(rows, 64 * getattr(self.faiss, "nlist", 0))
 
-    def add(
-        self,
-        features: np.ndarray,  # `float32 (m d)`
-    ) -> None:
-        "Append vectors; those that come before the rough map is drawn wait."
+    def add(self, features: np.ndarray) -> None:
+        "Append vectors `float32 (m d)`; those that come before the rough map is drawn wait."
         if self.faiss.is_trained:
             self.faiss.add(features)
             return
@@ -158,12 +155,11 @@ class Index:
             options.useFloat16 = self.half
             self.faiss = load_faiss().index_cpu_to_all_gpus(self.faiss, options)
 
-    def search(
-        self,
-        queries: np.ndarray,  # `(m d)`
-        k: int,  # Neighbours
-    ) -> tuple[np.ndarray, np.ndarray]:  # Dot products `(m k)` and rows `int64 (m k)`, nearest first; -1 where too few
-        "Raises `TimetError` for queries of another backbone."
+    def search(self, queries: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+        """Dot products `(m k)` and rows `int64 (m k)` of the `k` nearest to queries `(m d)`; row -1 where too few.
+
+        Raises `TimetError` for queries of another backbone.
+        """
         if queries.shape[1] != self.faiss.d:
             raise TimetError(
                 f"queries must have the {self.faiss.d} features of the memory, got {queries.shape[1]}; use one backbone"
