@@ -17,11 +17,11 @@ from timet.eval.incontext import (
     INCONTEXT,
     BlueShift,
     IncontextSettings,
-    Memory,
     MemoryAugment,
     build_memory,
     format_incontext,
     incontext,
+    memory_bytes,
     patch_histograms,
     predict_shares,
     sample_patches,
@@ -158,8 +158,8 @@ def test_memory_size_and_its_bytes(capsys):
     assert capsys.readouterr().out == ""
     assert len({tuple(row) for row in memory.origin.tolist()}) == 28
     assert 10_240_000 // (10_582 * 2) == 483
-    assert Memory.size(10_240_000, 384, 21) == 10_240_000 * (384 * 4 + 21 * 4 + 12)
-    assert Memory.size(1, 384, 21, "fp16") == 384 * 2 + 21 * 4 + 12
+    assert memory_bytes(10_240_000, 384, 21) == 10_240_000 * (384 * 4 + 21 * 4 + 12)
+    assert memory_bytes(1, 384, 21, "fp16") == 384 * 2 + 21 * 4 + 12
     with pytest.raises(TimetError, match="too small for 4 images"):
         build_memory(data, 4, IncontextSettings(memory_size=3))
 
@@ -191,7 +191,7 @@ def test_ivf_that_looks_everywhere_is_exact(store):
 
 def test_ivf_smaller_than_its_map():
     memory = build_memory(world(b=1), 4, replace(ALL, index="ivf"))
-    assert memory.cells == 1 and np.allclose(vote(memory, np.ones((1, 6)), 30, 0.02).sum(), 1)
+    assert memory.index.faiss.nlist == 1 and np.allclose(vote(memory, np.ones((1, 6)), 30, 0.02).sum(), 1)
 
 
 def direct_miou(pred, gt, classes):

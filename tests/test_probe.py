@@ -20,7 +20,6 @@ from timet.eval.probe import (
     Probe,
     ProbeSettings,
     count_classes,
-    float_tokens,
     format_probe,
     image_pair,
     probe_settings,
@@ -29,6 +28,7 @@ from timet.eval.probe import (
     score_probe,
     train_probe,
 )
+from timet.eval.tokens import as_float
 
 QUICK = ProbeSettings("test", batch_size=3, epochs=4, drop_every=2, mask_size=8, hidden=6)
 
@@ -237,12 +237,12 @@ def test_the_users_random_numbers_are_left_alone():
 def test_bf16_and_memory_maps(tmp_path):
     x = np.random.default_rng(0).standard_normal((6, 16, 5)).astype(np.float32)
     bits = torch.from_numpy(x).bfloat16().view(torch.int16).numpy().view(np.uint16)
-    assert np.array_equal(float_tokens(bits), torch.from_numpy(x).bfloat16().float().numpy())
+    assert np.array_equal(as_float(bits), torch.from_numpy(x).bfloat16().float().numpy())
     np.save(tmp_path / "tokens.npy", bits)
     data = world(b=6)
     data.tokens = np.load(tmp_path / "tokens.npy", mmap_mode="r")
     tokens, _ = read_batch(data, [4, 1])
-    assert tokens.dtype == np.float32 and np.array_equal(tokens, float_tokens(bits)[[4, 1]])
+    assert tokens.dtype == np.float32 and np.array_equal(tokens, as_float(bits)[[4, 1]])
     train_probe(data, data, variant=QUICK, device="cpu")
     data.tokens = np.where(np.arange(6)[:, None, None] == 2, np.nan, x)
     with pytest.raises(TimetError, match="finite"):
