@@ -182,16 +182,16 @@ def strip(
     columns: int = 6,  # Moments
     show: str = "clusters",  # Or `classes`
     opacity: float = 0.7,
+    later: float = 0.5,  # Seconds, of the share that is written beside the rows
     width: float = 11.0,  # Inches
 ) -> Figure:
     "Frames and both networks' maps over them with rounded edges, time to the right."
     clip = comparison.clip
     index = np.linspace(0, len(clip.frames) - 1, columns).round().astype(int)
     rows = {"frames": clip.frames[index]}
-    for i, name in enumerate(comparison.names):
-        rows[name.replace(" ", "\n")] = [
-            _panel(comparison, i, int(f), clusters, show, opacity, 0.5, True) for f in index
-        ]
+    for i, (name, kept) in enumerate(zip(comparison.names, comparison.kept(clusters, later))):
+        said = f"\n{100 * np.nanmean(kept):.0f} % kept" if np.isfinite(kept).any() else ""
+        rows[name + said] = [_panel(comparison, i, int(f), clusters, show, opacity, later, True) for f in index]
     return film_strip(rows, titles=[f"{s:.1f} s" for s in clip.seconds[index]], width=width)
 
 
