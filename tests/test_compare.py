@@ -181,6 +181,10 @@ def test_the_start_is_the_same_every_time_and_moves_no_random_number(tuned):
     torch.manual_seed(0)
     same = create_backbone(tuned.name, weights="none").state_dict()
     assert all((same[key] == value).all() for key, value in one.state_dict().items())
+    other = create_backbone(tuned.name, weights="none")
+    other.source = "backbone.safetensors, started from mine.pth (plain weights)"
+    with pytest.raises(TimetError, match="tuned from mine.pth"):
+        start_of(other)
 
 
 def test_time_tuning_keeps_clusters_on_a_sample_clip(sample, tuned):

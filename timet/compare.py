@@ -17,7 +17,7 @@ import torch
 from einops import rearrange
 from PIL import Image
 
-from .backbone import ALIASES, Backbone, create_backbone
+from .backbone import Backbone, create_backbone
 from .clips import EvalTransform
 from .core import TimetError, check_shape, pick_device, progress
 from .data import Source
@@ -172,10 +172,13 @@ def start_of(
 ) -> Backbone:
     """The network before it was tuned.
 
-    Raises `TimetError` where its weights are neither in the hub's cache nor to be had.
+    Raises `TimetError` where it started from a file, or from weights that are neither in the hub's cache nor to be had.
     """
-    if tuned.name not in ALIASES:
+    origin = tuned.source.rpartition("started from ")[2]
+    if origin == "hub":
         return create_backbone(tuned.name, weights="hub", tuned_blocks=0)
+    if origin != "random weights":
+        raise TimetError(f"this {tuned.name} was tuned from {origin}, which only you have; give that file as its start")
     with torch.random.fork_rng(devices=[]):  # nobody else's random numbers are moved
         torch.manual_seed(seed)
         return create_backbone(tuned.name, weights="none", tuned_blocks=0)
