@@ -193,7 +193,7 @@ def test_voila_serves_it(chromium: str, desk: Path, notebook: Callable[[str], st
         bench.changed(lambda: bench.view.get_by_role("button", name="where they differ most").click())
         bench.says("difference 1 of")
         assert errors == []
-        assert all("font-awesome" in url for url in foreign), foreign
+        assert all("fontawesome" in url for url in foreign), foreign
     finally:
         context.close()
         server.terminate()
