@@ -117,7 +117,7 @@ def carry(
     patch = (row * h / height).astype(np.int64) * w + (column * w / width).astype(np.int64)
     return rearrange(np.where(seen, patch, -1), "t (h w) -> t h w", h=h)
 
-
+# %% ../nbs/21_compare.ipynb #9bbca868
 def _flow(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "DIS flow `(t-1 H W 2)` and where flowing back ends at home `(t-1 H W)` (Kroeger et al. 2016)."
     import cv2
@@ -134,7 +134,7 @@ def _flow(frames: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         seen.append(np.linalg.norm(home, axis=-1) < 0.25 * PATCH + 0.1 * np.linalg.norm(ahead, axis=-1))
     return np.stack(flows), np.stack(seen)
 
-# %% ../nbs/21_compare.ipynb #9bbca868
+# %% ../nbs/21_compare.ipynb #970dd69c
 def _follow(
     source: Source, index: np.ndarray, frames: np.ndarray, grid: tuple[int, int], steps: Sequence[int], motion: str
 ) -> tuple[dict[int, np.ndarray], str]:
@@ -161,9 +161,13 @@ def _follow(
                 raise TimetError(
                     "optical flow needs OpenCV: pip install opencv-python-headless, or take colours"
                 ) from None
-    tokens = pixel_tokens(frames, grid)
-    pairs = {n: [track_tokens(tokens[[i, i + n]], grid) for i in range(len(tokens) - n)] for n in steps}
-    return {n: np.concatenate(found) for n, found in pairs.items()}, "matched colours"
+    step = rearrange(track_tokens(pixel_tokens(frames, grid), grid), "t h w -> t (h w)")
+    found, ahead = {}, step
+    for n in range(1, max(steps) + 1):
+        if n > 1:  # from where it was before, one step further; what is lost stays lost
+            ahead = np.where(ahead[:-1] < 0, -1, np.take_along_axis(step[n - 1 :], ahead[:-1].clip(0), 1))
+        found[n] = rearrange(ahead, "t (h w) -> t h w", h=grid[0])
+    return {n: found[n] for n in steps}, "matched colours"
 
 # %% ../nbs/21_compare.ipynb #64b2b502
 def start_of(
@@ -299,7 +303,7 @@ def compare(
         clip, tuple(names), maps, {} if clip.masks is None else {k: _classes(m, clip) for k, m in maps.items()}
     )
 
-
+# %% ../nbs/21_compare.ipynb #7d789814
 def _classes(maps: np.ndarray, clip: Clip) -> np.ndarray:
     "The class that each cluster covers most, in its place `(2 t h w)`."
     k, g, size = int(maps.max()) + 1, max(clip.classes) + 1, clip.masks.shape[1:]

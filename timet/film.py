@@ -33,7 +33,7 @@ LINES = ("#d55e00", "#0072b2"), ("#ff9a4d", "#63b8ff")  # the two networks, on l
 GUIDE = "#e2e2e2", "#3a3a3a"
 INKS = ("#ffffff", "#2b2b2b", "#6b6b6b"), ("#111111", "#e8e6e3", "#a5a29d")  # paper, ink and faint ink
 
-
+# %% ../nbs/21a_film.ipynb #419a4301
 @lru_cache(maxsize=8)
 def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(matplotlib.font_manager.findfont(f"DejaVu Sans:{'bold' if bold else 'normal'}"), size)
@@ -107,7 +107,7 @@ def _smooth(ids: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     large = torch.nn.functional.interpolate(weight, size, mode="bicubic", align_corners=False)
     return names[large[0].argmax(0).numpy()]
 
-
+# %% ../nbs/21a_film.ipynb #1c21992c
 def _panel(
     comparison: Comparison, which: int, frame: int, clusters: int, show: str, opacity: float, later: float,
     smooth: bool = False,
@@ -130,7 +130,7 @@ def _panel(
     dim = np.broadcast_to(0.6 * grey, picture.shape).astype(np.uint8)
     return overlay(dim, np.where(kept == 0, 0, -1), alpha=opacity, edges=False, colors=[(230, 80, 30)])
 
-
+# %% ../nbs/21a_film.ipynb #cd55beca
 def side_by_side(
     comparison: Comparison,
     frame: int,  # From 0
@@ -194,7 +194,7 @@ def strip(
         rows[name + said] = [_panel(comparison, i, int(f), clusters, show, opacity, later, True) for f in index]
     return film_strip(rows, titles=[f"{s:.1f} s" for s in clip.seconds[index]], width=width)
 
-
+# %% ../nbs/21a_film.ipynb #5f9fe8f4
 def free_path(
     path: str | Path,  # What it would be called: `runs/compare.mp4`
 ) -> Path:  # The same, or with the first number that is free: `runs/compare-2.mp4`
@@ -205,7 +205,7 @@ def free_path(
         free, number = path.with_stem(f"{path.stem}-{number}"), number + 1
     return free
 
-
+# %% ../nbs/21a_film.ipynb #1bcdf69f
 def save_film(
     comparison: Comparison,
     path: str | Path,  # `.mp4` or `.gif`, in a folder that is made if need be
@@ -239,7 +239,7 @@ def save_film(
         (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(part, frames(), fps)
     return path
 
-
+# %% ../nbs/21a_film.ipynb #2af27993
 def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
     "One palette a frame, played for ever."
     pictures = [Image.fromarray(frame).quantize(128, dither=Image.Dither.NONE) for frame in frames]
