@@ -183,7 +183,7 @@ def test_the_start_is_the_same_every_time_and_moves_no_random_number(tuned):
     assert all((same[key] == value).all() for key, value in one.state_dict().items())
     other = create_backbone(tuned.name, weights="none")
     other.source = "backbone.safetensors, started from mine.pth (plain weights)"
-    with pytest.raises(TimetError, match="tuned from mine.pth"):
+    with pytest.raises(TimetError, match=r"tuned from mine\.pth"):
         start_of(other)
 
 
