@@ -41,7 +41,7 @@ def test_an_error_is_kept_shown_and_raised_and_goes_away():
     with pytest.raises(ValueError, match="unlucky"):
         explorer.controls["level"].value = 13
     assert str(explorer.error) == "thirteen <is> unlucky"
-    assert explorer.status.value == "<b>ValueError</b>: thirteen &lt;is&gt; unlucky"
+    assert "<b>ValueError</b>: thirteen &lt;is&gt; unlucky" in explorer.status.value
     assert (shown(explorer) == 3).all()
     with pytest.raises(ValueError, match="unlucky"):
         explorer.redraw()
@@ -84,3 +84,73 @@ def test_controls_are_named_and_must_have_a_value():
     assert [c.description for c in explorer.controls.values()] == ["level", "pixels"]
     with pytest.raises(TimetError, match="control 'level' must be a widget with a value, got Output"):
         Explorer(square, level=W.Output())
+
+
+def test_a_click_is_told_as_fractions_and_draws_once():
+    calls, drawn = [], []
+
+    def draw(level: int) -> np.ndarray:
+        drawn.append(level)
+        return square(level)
+
+    def brighter(x: float, y: float) -> str:
+        calls.append((x, y))
+        explorer.controls["level"].value += 10
+        return "brighter <now>"
+
+    explorer = Explorer(draw, on_click=brighter, level=W.IntSlider(4, 0, 99))
+    assert explorer.image.clickable
+    explorer.image.spot = [0.25, 0.75, 1]  # what the page sends
+    assert calls == [(0.25, 0.75)] and drawn == [4, 14] and (shown(explorer) == 14).all()
+    assert explorer.status.value == "brighter &lt;now&gt;"
+    explorer.image.spot = [0.25, 0.75, 2]  # the same place again
+    assert len(calls) == 2 and drawn[-1] == 24
+
+
+def test_a_picture_without_a_handler_is_not_clickable():
+    explorer = Explorer(square, level=W.IntSlider(3, 0, 99))
+    assert not explorer.image.clickable
+    explorer.click(0.5, 0.5)
+    assert explorer.error is None
+
+
+def test_errors_of_clicks_and_buttons_are_shown_and_raised():
+    def refuse(*_) -> None:
+        raise TimetError("there is no such <file>")
+
+    explorer = Explorer(square, on_click=refuse, buttons={"Write": refuse}, level=W.IntSlider(3, 0, 99))
+    for act in (lambda: explorer.click(0.1, 0.1), lambda: explorer.press("Write")):
+        with pytest.raises(TimetError, match="no such"):
+            act()
+        assert "there is no such &lt;file&gt;" in explorer.status.value and "TimetError" not in explorer.status.value
+        explorer.redraw()
+        assert explorer.status.value == ""
+
+
+def test_a_button_in_the_page_presses():
+    level = {"now": 5}
+    explorer = Explorer(lambda: square(level["now"]), buttons={"Up": lambda: level.update(now=50)})
+    row = explorer.view.children[0].children
+    next(w for w in row if isinstance(w, W.Button)).click()
+    assert (shown(explorer) == 50).all()
+
+
+def test_play_moves_its_slider_and_follows_its_ends():
+    explorer = Explorer(square, play="level", level=W.IntSlider(3, 0, 99))
+    explorer.player.value = 7
+    assert explorer.controls["level"].value == 7 and (shown(explorer) == 7).all()
+    explorer.controls["level"].max = 5
+    assert (explorer.player.max, explorer.player.value) == (5, 5) and (shown(explorer) == 5).all()
+    for name, widget in (("speed", W.IntSlider()), ("level", W.FloatSlider())):
+        with pytest.raises(TimetError, match="play must name a slider of whole numbers"):
+            Explorer(lambda level: square(3), play=name, level=widget)
+
+
+def test_a_builder_that_asks_is_told_about_a_dark_page():
+    explorer = Explorer(lambda level, dark: square(0 if dark else level), level=W.IntSlider(90, 0, 99))
+    assert (shown(explorer) == 90).all()
+    explorer.image.dark = True
+    assert (shown(explorer) == 0).all()
+    explorer = Explorer(square, level=W.IntSlider(90, 0, 99))
+    explorer.image.dark = True
+    assert (shown(explorer) == 90).all()

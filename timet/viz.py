@@ -314,11 +314,15 @@ def legend(
 def to_png(
     figure: Figure | np.ndarray,  # A figure, or an image `uint8 (h w 3)`
     dpi: int = 100,  # Dots an inch, for figures
+    *,
+    fast: bool = False,  # Larger bytes in a third of the time, for pictures that are soon replaced
 ) -> bytes:
     "PNG bytes of a figure or an image, the same ones every time."
     buffer = io.BytesIO()
     if isinstance(figure, Figure):
-        figure.savefig(buffer, format="png", dpi=dpi, facecolor=PAPER, metadata={"Software": None})
+        how = {"pil_kwargs": {"compress_level": 1}} if fast else {}
+        figure.savefig(buffer, format="png", dpi=dpi, facecolor="auto", metadata={"Software": None}, **how)
     else:
-        Image.fromarray(as_picture(figure)).save(buffer, format="png", optimize=True)
+        how = {"compress_level": 1} if fast else {"optimize": True}
+        Image.fromarray(as_picture(figure)).save(buffer, format="png", **how)
     return buffer.getvalue()
