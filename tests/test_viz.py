@@ -247,7 +247,7 @@ def test_dark_figures_are_dark():
     for figure in figures.values():
         assert drawn(figure)[0, -1].tolist() == [17, 17, 17]
     assert figures["curves"].axes[0].get_ylim() == (0, 1)
-    assert drawn(viz.film_strip({"a": rng.random((2, 8, 8, 3))}))[0, -1].tolist() == [255, 255, 255]
+    assert drawn(viz.film_strip({"a": rng.random((2, 8, 8, 3))}, titles=["x", "y"]))[0, -1].tolist() == [255] * 3
 
 
 def test_a_grid_with_titles_and_on_a_dark_page():

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['INK', 'FAINT', 'PAPER', 'film_strip', 'affinity_heat', 'legend', 'cluster_film', 'BLANK', 'as_array', 'as_picture',
            'cluster_colors', 'color_map', 'glow', 'image_grid', 'mark_patch', 'matched_colors', 'oklab', 'overlay',
-           'resize', 'theme', 'tokens_to_rgb', 'bars', 'confusion_figure', 'curves', 'to_png']
+           'picture_at', 'resize', 'sparkline', 'theme', 'tokens_to_rgb', 'bars', 'confusion_figure', 'curves',
+           'to_pixels', 'to_png']
 
 # %% ../nbs/06_viz.ipynb #a33d86e0
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from .charts import bars, confusion_figure, curves, to_png
+from .charts import bars, confusion_figure, curves, to_pixels, to_png
 from .core import TimetError
 from timet.paint import (
     BLANK,
@@ -32,16 +33,18 @@ from timet.paint import (
     matched_colors,
     oklab,
     overlay,
+    picture_at,
     resize,
     root_map,
+    sparkline,
     theme,
     tokens_to_rgb,
 )
 
 # %% ../nbs/06_viz.ipynb #0fd80bc5
 # one place to import pictures from
-_all_ = [BLANK, as_array, as_picture, cluster_colors, color_map, glow, image_grid, mark_patch, matched_colors, oklab,
-         overlay, resize, theme, tokens_to_rgb, bars, confusion_figure, curves, to_png]  # fmt: skip
+_all_ = [BLANK, as_array, as_picture, cluster_colors, color_map, glow, image_grid, mark_patch, matched_colors, oklab, overlay,
+         picture_at, resize, sparkline, theme, tokens_to_rgb, bars, confusion_figure, curves, to_pixels, to_png]  # fmt: skip
 
 # %% ../nbs/06_viz.ipynb #49422879
 INK, FAINT, PAPER = LIGHT.ink, LIGHT.faint, LIGHT.paper

@@ -9,7 +9,7 @@ __all__ = ['FRONT', 'Picture', 'Explorer']
 import html
 import inspect
 from base64 import b64encode
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import anywidget
@@ -126,6 +126,14 @@ class Explorer:
     def press(self, label: str) -> None:
         "What the button of this name does."
         self._do(self.buttons[label])
+
+    def track(self, items: Sequence[Any], what: str) -> Iterator[Any]:
+        "Go through something slow, with a progress bar above the picture."
+        for i, item in enumerate(items):
+            self.status.value = (
+                f'{html.escape(what)} <progress value="{i}" max="{len(items)}"></progress> {i}/{len(items)}'
+            )
+            yield item
 
     def _do(self, action: Callable[[], str | None]) -> None:
         "Act, draw once whatever controls the action moved, and say what went wrong."
