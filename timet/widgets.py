@@ -46,6 +46,12 @@ function render({ model, el }) {
     model.set("dark", dark)
     model.save_changes()
   }
+  // JupyterLab's own shortcuts would take the arrow keys from a list
+  image.addEventListener("load", () => {
+    for (const list of el.closest(".timet-explorer")?.querySelectorAll("select") ?? []) {
+      list.setAttribute("data-lm-suppress-shortcuts", "true")
+    }
+  })
   image.addEventListener("click", (event) => {
     if (!model.get("clickable")) return
     const box = image.getBoundingClientRect()
@@ -98,6 +104,8 @@ class Explorer:
                 raise TimetError(f"control {name!r} must be a widget with a value, got {type(control).__name__}")
             if not getattr(control, "description", ""):
                 control.description = name.replace("_", " ")
+            if len(control.description) > 10:
+                control.style.description_width = f"{8 * len(control.description)}px"
             control.observe(self._moved, names="value")
         self.builder, self.controls, self.error = builder, controls, None
         self.on_click, self.buttons, self._busy = on_click, dict(buttons or {}), False
@@ -112,6 +120,7 @@ class Explorer:
         self.player = None if play is None else _player(controls, play)
         above = [*controls.values(), *([self.player] if self.player else []), *row]
         self.view = W.VBox([W.HBox(above, layout={"flex_flow": "row wrap"}), self.status, self.image])
+        self.view.add_class("timet-explorer")
         self.redraw()
 
     def redraw(self) -> None:
