@@ -256,6 +256,37 @@ def test_a_grid_with_titles_and_on_a_dark_page():
     assert viz.image_grid([np.zeros((3, 8), int)] * 3, 2, titles=["only one"]).shape[1] == 20
 
 
+def test_a_place_in_a_grid_is_found_again():
+    size, gap = (30, 50), 6
+    for titles in (False, True):
+        said = {"titles": ["t"] * 5} if titles else {}
+        shape = viz.image_grid([np.zeros((3, 5, 3), np.uint8)] * 5, 3, size=size, gap=gap, **said).shape
+        head = shape[0] - 2 * 30 - gap
+        for i in range(6):
+            x = (i % 3 * (50 + gap) + 25) / shape[1]
+            y = (i // 3 * (30 + gap + head / 2) + head / 2 + 15) / shape[0]
+            number, right, down = viz.picture_at(x, y, shape, 3, size=size, gap=gap, titles=titles)
+            assert (number, right, down) == (i, pytest.approx(0.5), pytest.approx(0.5))
+        assert viz.picture_at(53 / shape[1], 0.3, shape, 3, size=size, gap=gap, titles=titles) is None
+    assert viz.picture_at(0.5, 1 / 300, shape, 3, size=size, gap=gap, titles=True) is None
+
+
+@pytest.mark.parametrize("values", [[0.5], [np.nan] * 4, [0, np.nan, 2, -1, np.inf], np.linspace(0, 1, 500)])
+@pytest.mark.parametrize("dark", [False, True])
+def test_sparkline(values, dark):
+    picture = viz.sparkline({"one": values, "two": values}, (120, 200), mark=0, dark=dark)
+    assert picture.shape == (120, 200, 3) and picture.std() > 1
+    assert (picture[0, -1] == (17 if dark else 255)).all()
+    moved = viz.sparkline({"one": values, "two": values}, (120, 200), mark=len(values) - 1, dark=dark)
+    finite = np.isfinite(np.asarray(values, float))
+    assert (moved != picture).any() == (len(values) > 1 and bool(finite[0] or finite[-1]))
+
+
+def test_a_figure_as_pixels():
+    assert viz.to_pixels(viz.curves({"": [1, 2, 3]}, size=(3, 2))).shape == (200, 300, 3)
+    assert (viz.to_pixels(viz.curves({"": [1, 2, 3]}, dark=True))[0, 0] == 17).all()
+
+
 def test_nothing_touches_pyplot():
     import subprocess
     import sys
