@@ -28,6 +28,7 @@ setup(
     install_requires=[*cfg["requirements"].split(), *(r.strip() for r in cfg["faiss"].split("|"))],
     extras_require={
         "lab": cfg["lab_requirements"].split(),
+        "flow": cfg["flow_requirements"].split(),
         "dev": cfg["dev_requirements"].split(),
     },
     entry_points={"console_scripts": cfg["console_scripts"].split()},

@@ -1,5 +1,6 @@
 """Sources and layouts: small trees laid out as the downloads are, and what must be read out of them."""
 
+import hashlib
 import json
 import os
 import pickle
@@ -11,7 +12,18 @@ import pytest
 from PIL import Image
 
 from timet.core import TimetError
-from timet.data import FolderSource, Sources, VideoSource, find_sources, main, read_image, read_mask, to_classes, verify
+from timet.data import (
+    FolderSource,
+    Sources,
+    VideoSource,
+    draw_split,
+    find_sources,
+    main,
+    read_image,
+    read_mask,
+    to_classes,
+    verify,
+)
 from timet.source import check_source, natural_key
 from timet.video import VideoError
 
@@ -351,6 +363,106 @@ def test_parts_of_a_set(sets):
     names.write_text("swan\nunicorn\n")
     with pytest.raises(TimetError, match=r"1 sequences that .*, first unicorn"):
         find_sources(sets / "MOSE", split=str(names))
+
+
+def test_a_list_of_ids_beside_the_data(sets):
+    "The authors' lists for YouTube-VOS: ids in a file of the user's; the classes stay those of the whole `meta.json`."
+    (sets / "val.txt").write_text("dog\n")
+    found = find_sources(sets / "YTVOS/train", split=str(sets / "val.txt"))
+    assert found.names == ["dog"] and found.classes == {0: "background", 1: "bird", 2: "dog", 3: "person"}
+    assert find_sources(sets / "YTVOS_nested", split=str(sets / "val.txt")).names == ["train1/all/dog"]
+
+
+def test_a_drawn_split_goes_by_the_names_alone(tmp_path):
+    rng = np.random.default_rng(0)
+    names = [f"{n:08x}" for n in rng.integers(0, 2**32, 3471)]
+    val = {names[i] for i in draw_split(names, "val20")}
+    train = {names[i] for i in draw_split(names, "train80")}
+    assert (len(train), len(val)) == (2776, 695) and not train & val  # the sizes of the paper's own draw
+    # by the definition: the smallest hashes are train
+    largest_of_train = max(hashlib.sha256(f"0/{n}".encode()).hexdigest() for n in train)
+    assert all(hashlib.sha256(f"0/{n}".encode()).hexdigest() > largest_of_train for n in val)
+    shuffled = [f"train1/all/{names[i]}" for i in rng.permutation(len(names))]
+    assert {shuffled[i].split("/")[-1] for i in draw_split(shuffled, "val20")} == val
+    fewer = names[:100] + names[101:]
+    assert len({fewer[i] for i in draw_split(fewer, "val20")} - val) <= 1
+    assert {names[i] for i in draw_split(names, "val20", seed=1)} != val
+    for split, words in {"val00": "is empty", "val": "trainNN or valNN", "test20": "trainNN or valNN"}.items():
+        with pytest.raises(TimetError, match=words):
+            draw_split(names, split)
+
+
+def test_a_drawn_split_of_a_tree(tmp_path):
+    for i in range(10):
+        frames(tmp_path / "JPEGImages" / f"v{i}", [0, 5])
+    meta(tmp_path / "meta.json", {"v0": {1: "dog"}, "v1": {1: "bird"}})
+    train, val = find_sources(tmp_path, split="train80"), find_sources(tmp_path, split="val20")
+    assert (len(train), len(val)) == (8, 2) and not set(train.names) & set(val.names)
+    assert train.classes == val.classes == {0: "background", 1: "bird", 2: "dog"} and val.semantic
+    (tmp_path / "val20.txt").write_text("v3\n")  # a list of that name comes first
+    assert find_sources(tmp_path, split="val20").names == ["v3"]
+
+
+def test_davis_2017_as_downloaded(tmp_path):
+    "`DAVIS/` of the trainval archive: several objects, lists of sequence names, two years of lists."
+    root = tmp_path / "DAVIS"
+    for name in ("bike-packing", "blackswan", "bear"):
+        frames(root / "JPEGImages/480p" / name, range(5))
+        masks(root / "Annotations/480p" / name, range(5), [0, 1, 2, 3])
+    for year in ("2016", "2017"):
+        (root / "ImageSets" / year).mkdir(parents=True)
+    (root / "ImageSets/2017/val.txt").write_text("bike-packing\nblackswan\n")
+    (root / "ImageSets/2017/train.txt").write_text("bear\n")
+    (root / "ImageSets/2016/val.txt").write_text("blackswan\n")
+    found = find_sources(root, split="2017/val")
+    assert found.layout == "DAVIS" and found.names == ["bike-packing", "blackswan"] and not found.semantic
+    assert found[0].fps == 24 and len(found[0].annotated) == 5
+    assert np.unique(found[0].instances([0, 4])).tolist() == [0, 1, 2, 3]
+    np.testing.assert_array_equal(found[0].masks([2])[0], ids([0, 1, 2, 3]))
+    assert find_sources(root, split="train").names == ["bear"]
+    with pytest.raises(TimetError, match="found 2; there are 2016/val, 2017/train, 2017/val"):
+        find_sources(root, split="val")
+
+
+def test_visor_in_davis_form(tmp_path, capsys):
+    "What `visor_to_davis` writes: sparse frames, ids local to a sequence, sequences of two frames."
+    from timet.evaluate import main as evaluate
+
+    root = tmp_path / "VISOR_2022"
+    for name, numbers in {"P01_01_seq_00001": [140, 200, 330], "P01_103_seq_00002": [7, 9]}.items():
+        video = name[: name.index("_seq")]
+        frames(root / "JPEGImages/480p" / name, numbers, video + "_frame_{:010d}.jpg")
+        masks(root / "Annotations/480p" / name, numbers, [0, 1, 2], video + "_frame_{:010d}.png")
+    (root / "ImageSets/2022").mkdir(parents=True)
+    (root / "ImageSets/2022/val.txt").write_text("P01_01_seq_00001\nP01_103_seq_00002\n")
+    found = find_sources(root, split="val")
+    assert found.layout == "VISOR" and len(found) == 2 and not found.semantic
+    np.testing.assert_allclose(found[0].starts, np.array([0, 60, 190]) / (60_000 / 1001))
+    assert np.unique(found[1].masks([0, 1])).tolist() == [0, 1, 2]
+    words = ["random", "--backbone", "timet_tiny_patch8_96", "--data", str(root), "--split", "val", "--no-cache"]
+    words += ["--image-size", "48", "--mask-size", "24", "--seeds", "1", "--device", "cpu"]
+    evaluate(words)  # four frames a clip, also of a sequence that has two
+    said = capsys.readouterr().out
+    assert "VISOR: 2 clips of 4 frames" in said and "clip" in said and "dataset" not in said
+    with pytest.raises(SystemExit):
+        evaluate([*words, "--protocol", "dataset"])
+    said = capsys.readouterr().err
+    assert "name the objects of one video each, not classes" in said and "meta.json with categories" in said
+
+
+def test_epic_and_kinetics_as_downloaded(tmp_path):
+    for group, video in (("P01", "P01_01"), ("P02", "P02_101")):
+        frames(tmp_path / "EPIC/train/480p" / group / video, range(1, 61, 3), "frame_{:010d}.jpg")
+    for kind in ("abseiling", "air drumming"):
+        frames(tmp_path / "kinetics" / kind / "0wR5jVB-WPk", range(1, 5), "img_{:05d}.jpg")
+    epic = find_sources(tmp_path / "EPIC", split="train")
+    assert epic.layout == "EPIC" and epic.names == ["P01/P01_01", "P02/P02_101"] and not any(s.has_masks for s in epic)
+    assert epic[0].fps == pytest.approx(60_000 / 1001 / 3) and epic[1].fps == pytest.approx(50 / 3)
+    assert Path(epic[0].path).name == "P01_01" and epic[0].frames([0, 19]).shape == (2, *SIZE, 3)
+    np.testing.assert_array_equal(epic[0].frames([1])[0], read_image(Path(epic[0].path) / "frame_0000000004.jpg"))
+    kinetics = find_sources(tmp_path / "kinetics")
+    assert kinetics.layout == "Kinetics" and kinetics[0].fps == 30 and kinetics[0].num_frames == 4
+    assert kinetics.names == ["abseiling/0wR5jVB-WPk", "air drumming/0wR5jVB-WPk"]  # the same id twice
 
 
 def test_videos_with_masks(tmp_path):

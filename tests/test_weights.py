@@ -93,6 +93,8 @@ FILES = {
         "state_dict": state(n, "model.") | {"model.prototypes.weight": Z} | state(o, "teacher."), "epoch": 1}),
     "Lightning, backbone": ("Lightning, backbone", lambda n, o: {
         "state_dict": state(n, "backbone.") | {"decode_head.conv.weight": Z}}),
+    "MaskContrast": ("MaskContrast, query encoder", lambda n, o: {"model": state(n, "module.model_q.backbone.")
+        | state(o, "module.model_k.backbone.") | {"module.queue": torch.zeros(2, 4)}, "epoch": 3}),
     "SwAV": ("SwAV", lambda n, o: state(n, "module.") | {
         "module.projection_head.0.weight": Z, "module.prototypes.weight": Z}),
     "SwAV, training": ("SwAV", lambda n, o: {"state_dict": state(n, "module."), "epoch": 5}),
@@ -149,7 +151,14 @@ def test_a_missing_and_a_surplus_weight_are_named(kind, tmp_path):
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items()), "a refused file changed the network"
 
 
-@pytest.mark.parametrize("kind", [k for k, (name, _) in FILES.items() if name in ("released TimeT", "Leopart", "SwAV")])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        k
+        for k, (name, _) in FILES.items()
+        if name in ("released TimeT", "Leopart", "SwAV", "MaskContrast, query encoder")
+    ],
+)
 def test_unknown_parts_beside_the_network_are_named(kind):
     file = FILES[kind][1](vit(0), vit(1))
     held, _ = find(file, "norm.weight")

@@ -311,5 +311,5 @@ def load_backbone(
         ) from error
     backbone = create_backbone(name, weights=path.with_suffix(".safetensors"), tuned_blocks=tuned_blocks,
                                image_size=size, model_args=args)  # fmt: skip
-    backbone.source = about.get("source", backbone.source)
+    backbone.source = f"{path.stem}.safetensors, started from {about.get('source', 'weights unknown')}"
     return backbone

@@ -17,10 +17,10 @@ import numpy as np
 import tyro
 
 from .backbone import Backbone, create_backbone, load_backbone
-from .cache import cache_folder, cached_arrays, content_key, fingerprint
+from .cache import cache_folder, content_key, fingerprint, kept_arrays, say_size
 from .core import TimetError, parse, pick_device, pick_precision, run_command, seed_everything, write_json
 from .data import Sources, find_sources
-from .eval.tokens import VideoTokens, extract_tokens
+from .eval.tokens import VideoTokens, extract_tokens, this_shard
 from .eval.video import Score, evaluate
 from .run import versions
 
@@ -85,7 +85,7 @@ class EvaluateConfig:
     mask_size: int = 224
     "Side to which masks are brought, pixels."
     split: str | None = None
-    "A part of the data: a folder, a list in ImageSets (val), or a text file with one name a line."
+    "A part of the data: a folder, a list in ImageSets (val), a text file with one name a line, or train80, val20."
     fps: float | None = None
     "Frame folders: frames a second, where the guess is wrong."
     seed: int = 0
@@ -130,7 +130,7 @@ def load_tokens(
     sources: Sources,  # Those with masks
 ) -> tuple[VideoTokens, bool]:  # And whether they were there before
     "The tokens of one clip a video, from the cache or from one pass of the backbone."
-    davis = sources.layout.startswith("DAVIS")
+    davis, shard = sources.layout.startswith("DAVIS"), this_shard()
     device = pick_device(config.device)
     settings = {
         "num_frames": config.num_frames or (16 if davis else 4),
@@ -146,13 +146,18 @@ def load_tokens(
         "grid": backbone.grid(*size), "names": sources.names, "classes": sources.classes, "semantic": sources.semantic
     }  # fmt: skip
 
-    def fill(**allocate: Callable) -> VideoTokens:
-        return extract_tokens(backbone, sources, batch_size=config.batch_size, device=device, **settings, **allocate)
+    folder = None if config.no_cache else config.cache or cache_folder()
+    rows, columns = facts["grid"]
 
-    if config.no_cache:
-        return fill(), False
-    key = content_key(backbone, sources, settings)
-    arrays, there = cached_arrays(config.cache or cache_folder(), key, lambda allocate: fill(allocate=allocate))
+    def fill(allocate: Callable) -> None:
+        if shard[0] == 0:
+            shape = len(sources), settings["num_frames"], rows * columns, backbone.embed_dim
+            say_size(shape, "fp32", folder)
+        extract_tokens(
+            backbone, sources, batch_size=config.batch_size, device=device, **settings, allocate=allocate, shard=shard
+        )
+
+    arrays, there = kept_arrays(folder, lambda: content_key(backbone, sources, settings), fill, shard=shard)
     return VideoTokens(**arrays, **facts), there
 
 # %% ../nbs/11_evaluate.ipynb #fbe45f3b
@@ -239,6 +244,8 @@ def run(
     backbone = open_backbone(config.checkpoint, backbone=config.backbone, seed=config.seed)
     start = time.perf_counter()
     video, there = load_tokens(config, backbone, sources)
+    if this_shard()[0] > 0:
+        return {}  # the first process scores and prints
     seconds = time.perf_counter() - start
     b, t, n, _ = video.tokens.shape
     print(f"{backbone.name} ({backbone.source}) on {sources.layout}: {b} clips of {t} frames, {n} patches a frame")

@@ -100,6 +100,7 @@ LAYOUTS = (
     Layout("Leopart", "", "model.", _SWAV, ("teacher.",)),
     Layout("Lightning, backbone", "state_dict", "backbone.", _SWAV,
            ("head.", "decode_head.", "auxiliary_head.", "projection_head.", "prototypes", "teacher.")),
+    Layout("MaskContrast, query encoder", "model", "module.model_q.backbone.", _SWAV, ("module.",)),
     Layout("SwAV", "", "module.", _SWAV),
     Layout("SwAV", "state_dict", "module.", _SWAV),
     Layout("MAE", "model", "", ("decoder_", "mask_token", "head.", "fc.")),

@@ -63,7 +63,7 @@ def fit(notebook: nbformat.NotebookNode, most: int = 480_000) -> None:
     "Make the largest pictures smaller until the notebook is small enough to be committed."
     outputs = [o["data"] for c in notebook.cells for o in c.get("outputs", []) if "image/png" in o.get("data", {})]
     pictures = [(data, data.pop("image/png")) for data in outputs]
-    for limit in (60_000, 50_000, 42_000, 35_000, 28_000):
+    for limit in (120_000, 80_000, 60_000, 50_000, 42_000, 35_000, 28_000):
         for data, picture in pictures:
             for kind in ("image/png", "image/jpeg"):
                 data.pop(kind, None)
