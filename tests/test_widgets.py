@@ -154,3 +154,24 @@ def test_a_builder_that_asks_is_told_about_a_dark_page():
     explorer = Explorer(square, level=W.IntSlider(90, 0, 99))
     explorer.image.dark = True
     assert (shown(explorer) == 90).all()
+
+
+def test_slow_work_shows_a_bar_that_goes_away():
+    seen = []
+
+    def draw(level: int) -> np.ndarray:
+        if level == 9:
+            for _ in explorer.track([1, 2], "films <a>"):
+                seen.append(explorer.status.value)
+        return square(level)
+
+    explorer = Explorer(draw, level=W.IntSlider(3, 0, 99))
+    explorer.controls["level"].value = 9
+    assert ["0/2" in seen[0], "1/2" in seen[1]] == [True, True] and 'max="2"' in seen[0] and "&lt;a&gt;" in seen[0]
+    assert explorer.status.value == ""
+
+
+def test_long_names_have_room():
+    explorer = Explorer(square, level=W.IntSlider(3, 0, 99, description="a very long name"), side=W.IntSlider(5, 1, 9))
+    assert explorer.controls["level"].style.description_width == "128px"
+    assert "timet-explorer" in explorer.view._dom_classes
