@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from timet import networks, plan, reproduce, runners
-from timet.results import Compared, as_json, as_markdown, grid_of
 from timet.config import read_command
 from timet.core import TimetError, samples_dir
 from timet.cost import Cost, Speed, cost_of, in_words, seconds_of, settings_of
@@ -19,6 +18,7 @@ from timet.networks import NETWORKS, UNAVAILABLE, Found, find_network, open_netw
 from timet.paper import FIGURES, TABLES
 from timet.places import LOOKED_FOR, find_data
 from timet.plan import SAMPLE_WARNING, describe_plan, make_plan
+from timet.results import Compared, as_json, as_markdown, grid_of
 from timet.runners import RUNNERS, Answer, Bench, answer
 
 SAMPLES = samples_dir()

@@ -19,7 +19,6 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from .cache import cache_folder
-from .results import Compared, as_json, as_markdown
 from .core import TimetError, atomic_write, parse, pick_device, run_command, samples_dir, write_json
 from .cost import measure_speed
 from .experiments import EXPERIMENTS, Experiment, find_experiment
@@ -28,6 +27,7 @@ from .panels import draw_figure
 from .paper import TABLES
 from .places import LOOKED_FOR, find_data
 from .plan import Plan, describe_plan, make_plan
+from .results import Compared, as_json, as_markdown
 from .run import versions
 from .runners import Answer, Bench, answer
 
