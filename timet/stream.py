@@ -302,7 +302,9 @@ def upscale_bilinear(
 # %% ../nbs/38_stream.ipynb #c7d8b2c0
 def _box(x: Tensor, radius: int) -> Tensor:
     "The mean over a square of `2 radius + 1` pixels around each pixel `(c h w)`."
-    return F.avg_pool2d(x[None], 2 * radius + 1, 1, radius, count_include_pad=False)[0]
+    side = 2 * radius + 1  # rows, then columns: 2 * side sums a pixel and not side * side
+    x = F.avg_pool2d(x[None], (side, 1), 1, (radius, 0), count_include_pad=False)
+    return F.avg_pool2d(x, (1, side), 1, (0, radius), count_include_pad=False)[0]
 
 
 @torch.inference_mode()
