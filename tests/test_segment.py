@@ -45,7 +45,8 @@ def make_film(path, count=12, size=(48, 32), base=Fraction(1, 10), ticks=None, s
         video.codec_context.time_base, video.options = base, {str(k): str(v) for k, v in options.items()}
         audio = film.add_stream(sound, rate=48000) if sound else None
         if audio is not None:
-            audio.codec_context.format = audio.codec.audio_formats[0].name
+            name = next(f.name for f in audio.codec.audio_formats if f.name in ("fltp", "flt", "s16", "s16p"))
+            audio.codec_context.format = name
         for i in range(count):
             pixels = np.full((size[1], size[0], 3), (40, 90, 160), np.uint8)
             pixels[8:24, 2 * i : 2 * i + 14] = (220, 120, 30)
@@ -54,7 +55,6 @@ def make_film(path, count=12, size=(48, 32), base=Fraction(1, 10), ticks=None, s
             film.mux(video.encode(image))
         film.mux(video.encode(None))
         if audio is not None:
-            name = audio.codec.audio_formats[0].name
             kind = np.float32 if name.startswith("flt") else np.int16
             for at in range(0, 48000 * count // 10, 1024):
                 wave = (np.sin((at + np.arange(1024)) * 0.05) * (0.3 if kind is np.float32 else 9000)).astype(kind)
