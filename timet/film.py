@@ -101,7 +101,7 @@ def write_part(
                 stream.options = {
                     "crf": str(quality),
                     "preset": "veryfast",
-                    "x264-params": "keyint=250:bframes=0:open-gop=0:threads=1",  # the same bytes every time
+                    "x264-params": "keyint=250:bframes=0:open-gop=0:mbtree=0:threads=1",  # the same bytes every time
                 }
                 for frame in _chain(first, frames):
                     image = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), "rgb24")
