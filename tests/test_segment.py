@@ -20,7 +20,7 @@ from timet.backbone import create_backbone
 from timet.core import TimetError
 from timet.data import find_sources, read_frames, read_mask, scan
 from timet.eval.cluster import standardize_pca
-from timet.film import aspect_of, join_parts, paint_frame, ticks_of, write_part
+from timet.movie import aspect_of, join_parts, paint_frame, ticks_of, write_part
 from timet.paint import cluster_colors
 from timet.segment import RESULT, SegmentConfig, Settings, join_team, main, plan_jobs, read_note, segment
 from timet.stream import (
