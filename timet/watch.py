@@ -30,6 +30,7 @@ import psutil
 import torch
 from einops import rearrange
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .backbone import create_backbone
 from .clips import EvalTransform, clip_index
@@ -230,13 +231,11 @@ class Run:
 
         Raises `TimetError` where it takes longer.
         """
-        try:
-            if process := self.process or _holder(self.tail.path):
-                process.wait(timeout)
-        except (subprocess.TimeoutExpired, psutil.TimeoutExpired):
-            raise TimetError(
-                f"the run {self.name} still goes on after {timeout:g} s; pause it, or wait longer"
-            ) from None
+        process, end = self.process or _holder(self.tail.path), time.monotonic() + timeout
+        while process is not None and _alive(process):
+            if time.monotonic() > end:
+                raise TimetError(f"the run {self.name} still goes on after {timeout:g} s; pause it, or wait longer")
+            time.sleep(0.02)
         self._held = (-1e9, False)
         return self.state
 
@@ -247,6 +246,16 @@ def _stamp(path: Path) -> int | None:
         return path.stat().st_mtime_ns
     except OSError:
         return None
+
+
+def _alive(process: subprocess.Popen | psutil.Process) -> bool:
+    "Does it run? A process of somebody else is not waited for: that would take its status from them."
+    if isinstance(process, subprocess.Popen):
+        return process.poll() is None
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def _state(run: Run) -> str:
@@ -465,7 +474,7 @@ def _axes(figure: Figure, place: Sequence[float], title: str, dark: bool) -> Any
     axes.tick_params(colors=look.ink, labelsize=10, length=0)
     axes.grid(axis="y", color=look.guide, linewidth=0.8)
     axes.set_axisbelow(True)
-    axes.set_title(title, fontsize=11.5, color=look.ink, loc="left", pad=5)
+    axes.set_title(title, fontsize=11.5, color=look.ink, loc="left", pad=5, y=1.0)
     return axes
 
 
@@ -473,18 +482,22 @@ def _course(
     figure: Figure, log: Sequence[dict], usage: Any, step: int, total: int, left: float, high: float, dark: bool
 ) -> None:
     "Loss, perplexity and shares, one above the other."
-    tall, look, colors = (high - 2.1) / 3, theme(dark), cluster_colors(3) / 255
+    tall, wide = (high - 2.35) / 3, 11.4 - left
+    look, colors = theme(dark), cluster_colors(3) / 255
     at = [record["step"] for record in log]
     for i, (name, title) in enumerate((("loss", "loss"), ("perplexity", "prototypes in use"))):
-        axes = _axes(figure, (left, high - 0.75 - (i + 1) * tall - 0.55 * i, 3.6, tall), title, dark)
+        axes = _axes(figure, (left, high - 0.78 - (i + 1) * tall - 0.55 * i, wide, tall), title, dark)
         axes.plot(at, [record.get(name, np.nan) for record in log], color=colors[i], linewidth=2,
                   marker="o" if len(at) == 1 else None)  # fmt: skip
         axes.axvline(step, color=look.faint, linewidth=1.2, linestyle=(0, (3, 2)))
-        axes.set_xlim(0, max(total, *at, 1) if at else max(total, 1))
+        axes.set_xlim(0, 1.03 * max([total, 1, *at]))
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
         axes.set_xlabel("step" if i else "", fontsize=10, color=look.ink, labelpad=1)
-    axes = _axes(figure, (left, 0.3, 3.6, tall), "share of each prototype, %, largest first", dark)
+    axes = _axes(figure, (left, 0.28, wide, tall), "share of each prototype, %, largest first", dark)
     if usage is not None:
-        axes.bar(np.arange(len(usage)) + 1, np.sort(100 * np.asarray(usage))[::-1], 0.85, color=colors[2])
+        axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        shares = np.sort(100 * np.asarray(usage))[::-1]
+        axes.stairs(shares, np.arange(len(shares) + 1) + 0.5, fill=True, color=colors[2])
     else:
         axes.text(
             0.5, 0.5, "none yet", ha="center", va="center", color=look.faint, fontsize=11, transform=axes.transAxes
@@ -509,18 +522,16 @@ def plot_watch(
     cell = min(int((670 - 4 * (t - 1)) / t), round(220 * w / h))
     size = (max(round(cell * h / w), 8), cell)
     small = np.stack([resize(frame, size, nearest=False) for frame in frames])
-    rows = [*small, *(p for ids in maps.values() for p in overlay(small, ids, alpha=0.75))]
+    rows = [*small, *(p for ids in maps.values() for p in overlay(small, ids, alpha=1.0))]
     canvas = image_grid(rows, t, size=size, gap=4, dark=dark)
     high = max(canvas.shape[0] / 100 + 0.55, 5.4)
     figure = Figure(figsize=(11.6, high), dpi=100, facecolor=look.paper)
     wide = canvas.shape[1] / 100
-    axes = figure.add_axes(
-        (0.85 / 11.6, 1 - 0.5 / high - canvas.shape[0] / 100 / high, wide / 11.6, canvas.shape[0] / 100 / high)
-    )
-    axes.imshow(canvas, aspect="auto", interpolation="nearest")
-    axes.set_axis_off()
+    # laid down pixel by pixel: nothing has to be resampled
+    figure.figimage(canvas, 85, round(100 * (high - 0.5)) - canvas.shape[0])
     for r, name in enumerate(("clip", *maps)):
-        axes.text(-10, r * (size[0] + 4) + size[0] / 2, name, ha="right", va="center", fontsize=11.5, color=look.ink)
+        y = high - 0.5 - (r * (size[0] + 4) + size[0] / 2) / 100
+        figure.text(0.75 / 11.6, y / high, name, ha="right", va="center", fontsize=11.5, color=look.ink)
     _course(figure, log, usage, step, total, 0.85 + wide + 0.6, high, dark)
     red = "#ff9d8a" if dark else "#b00020"
     figure.text(
