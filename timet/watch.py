@@ -18,7 +18,7 @@ import textwrap
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
@@ -482,7 +482,7 @@ def _course(
     figure: Figure, log: Sequence[dict], usage: Any, step: int, total: int, left: float, high: float, dark: bool
 ) -> None:
     "Loss, perplexity and shares, one above the other."
-    tall, wide = (high - 2.35) / 3, 11.4 - left
+    tall, wide = (high - 2.35) / 3, 10.6 - left
     look, colors = theme(dark), cluster_colors(3) / 255
     at = [record["step"] for record in log]
     for i, (name, title) in enumerate((("loss", "loss"), ("perplexity", "prototypes in use"))):
@@ -519,23 +519,23 @@ def plot_watch(
 ) -> Figure:
     "A run so far: a clip and what is made of it, the loss, and the use of the prototypes."
     look, (t, h, w) = theme(dark), np.asarray(frames).shape[:3]
-    cell = min(int((670 - 4 * (t - 1)) / t), round(220 * w / h))
+    cell = min(int((612 - 4 * (t - 1)) / t), round(220 * w / h))
     size = (max(round(cell * h / w), 8), cell)
     small = np.stack([resize(frame, size, nearest=False) for frame in frames])
     rows = [*small, *(p for ids in maps.values() for p in overlay(small, ids, alpha=1.0))]
     canvas = image_grid(rows, t, size=size, gap=4, dark=dark)
-    high = max(canvas.shape[0] / 100 + 0.55, 5.4)
-    figure = Figure(figsize=(11.6, high), dpi=100, facecolor=look.paper)
+    high = max(canvas.shape[0] / 100 + 0.55, 5.2)
+    figure = Figure(figsize=(10.8, high), dpi=100, facecolor=look.paper)
     wide = canvas.shape[1] / 100
     # laid down pixel by pixel: nothing has to be resampled
     figure.figimage(canvas, 85, round(100 * (high - 0.5)) - canvas.shape[0])
     for r, name in enumerate(("clip", *maps)):
         y = high - 0.5 - (r * (size[0] + 4) + size[0] / 2) / 100
-        figure.text(0.75 / 11.6, y / high, name, ha="right", va="center", fontsize=11.5, color=look.ink)
+        figure.text(0.75 / 10.8, y / high, name, ha="right", va="center", fontsize=11.5, color=look.ink)
     _course(figure, log, usage, step, total, 0.85 + wide + 0.6, high, dark)
     red = "#ff9d8a" if dark else "#b00020"
     figure.text(
-        0.1 / 11.6,
+        0.1 / 10.8,
         1 - 0.1 / high,
         "\n".join(textwrap.wrap(headline, 120)),
         va="top",
@@ -587,6 +587,10 @@ class Panel(Explorer):
             watch.frames, shown, watch.run.tail.records, now and now.usage, step=now.step if now else 0,
             total=watch.run.total, headline=headline, alarm=alarm, dark=dark,
         )  # fmt: skip
+
+    def _do(self, action: Callable[[], str | None]) -> None:
+        super()._do(action)
+        self.image.alt = f"{self.watch.headline()[0]}; {self.image.alt}"
 
     def _renew(self) -> None:
         "Follow the newest moment, where the newest was shown."
