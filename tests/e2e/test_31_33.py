@@ -36,10 +36,10 @@ def says(page, picture, words: str, seconds: float = 240) -> None:
                            arg=[picture.element_handle(), words], timeout=1000 * seconds)  # fmt: skip
 
 
-def choose(select, step: str = "ArrowDown") -> None:
-    "Another entry of a list, by keyboard."
-    select.focus()
-    select.press(step)
+def choose(select) -> None:
+    "The next entry of a list, or the one before where it is the last."
+    now, many = select.evaluate("list => list.selectedIndex"), select.locator("option").count()
+    select.select_option(index=now + 1 if now + 1 < many else now - 1)
 
 
 def reload(page) -> None:
