@@ -325,7 +325,11 @@ def test_pictures_of_any_kind(t: int, h: int, w: int, k: int, dark: bool):
     rng = np.random.default_rng(0)
     frames, ids = rng.integers(0, 255, (t, h, w, 3), dtype=np.uint8), rng.integers(0, k, (t, 3, 3))
     log = [{"step": 1, "loss": np.nan}, {"step": 2, "loss": 2.0, "perplexity": 3.0}]
-    for maps, rows, usage in (({}, [], None), ({"now": ids}, log, np.full(k, 1 / k)), ({"a": ids, "b": ids}, log[1:], None)):
+    for maps, rows, usage in (
+        ({}, [], None),
+        ({"now": ids}, log, np.full(k, 1 / k)),
+        ({"a": ids, "b": ids}, log[1:], None),
+    ):
         figure = plot_watch(frames, maps, rows, usage, step=1, total=3, headline="a run " * 60, alarm=True, dark=dark)
         assert isinstance(figure, Figure) and to_png(figure)[:4] == b"\x89PNG"
 

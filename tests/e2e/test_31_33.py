@@ -1,5 +1,6 @@
 """Lessons 31 and 33 as a reader uses them: every control, the buttons of a run, a click on a class, and a reload."""
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -100,3 +101,57 @@ def test_33_a_run_is_started_paused_resumed_and_stopped(lab: str, notebook: Call
     says(page, picture, "stopped, step")
     look(page, picture, "33_stopped")
     assert log.read_text().startswith(lines) and (log.parent / "backbone.safetensors").exists()
+
+
+def test_31_bars_are_asked_and_clicked(lab: str, notebook: Callable[[str], str], page):
+    run_all(page, lab, notebook("31_per_class.ipynb"))
+    view = views(page).first
+    picture, chart, lists = view.locator("img.timet-picture"), view.locator(".js-plotly-plot"), view.locator("select")
+    picture.scroll_into_view_if_needed()
+    chart.locator(".barlayer .point path").first.wait_for()
+    assert chart.locator(".ytitle").text_content() == "IoU whole set, %"
+
+    act(page, picture, "31_protocol", lambda: choose(lists.nth(0)))
+    protocol = lists.nth(0).evaluate("list => list.value")
+    page.wait_for_function("words => document.querySelector('.js-plotly-plot .ytitle')?.textContent === words",
+                           arg=f"IoU {protocol}, %")  # fmt: skip
+    act(page, picture, "31_class", lambda: choose(lists.nth(1)))
+
+    shapes = (
+        "() => [...document.querySelectorAll('.js-plotly-plot .errorbars path')].map(e => e.getAttribute('d')).join()"
+    )
+    spread = page.evaluate(shapes)
+    look(page, chart, "31_seeds_before")
+    view.locator(".noUi-handle").press("ArrowLeft")
+    page.wait_for_function(f"old => {{ const now = ({shapes})(); return now && now !== old }}", arg=spread)
+    look(page, chart, "31_seeds_after")
+
+    chart.scroll_into_view_if_needed()
+    current = lists.nth(1).evaluate("list => list.selectedIndex")
+    names = [t.text_content() for t in chart.locator(".xtick text").all()]
+    other = next(i for i, n in enumerate(names) if n != lists.nth(1).locator("option").nth(current).text_content())
+    box = chart.locator(".barlayer .trace").nth(1).locator(".point path").nth(other).bounding_box()
+    middle = box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.8
+    page.mouse.move(middle[0] - 3, middle[1] - 3)
+    page.mouse.move(*middle)
+    told = chart.locator(".hoverlayer .hovertext")
+    told.first.wait_for()
+    assert f"pixels are {names[other]}" in told.first.text_content()
+    page.screenshot(path=Path(os.environ["SHOTS"]) / "31_hover.png") if os.environ.get("SHOTS") else None
+    before, source = look(page, picture, "31_click_before"), picture.get_attribute("src")
+    chart.scroll_into_view_if_needed()
+    box = chart.locator(".barlayer .trace").nth(1).locator(".point path").nth(other).bounding_box()
+    page.mouse.click(box["x"] + box["width"] / 2, box["y"] + box["height"] * 0.8)
+    settle(page, picture, source)
+    clicked = look(page, picture, "31_click_after")
+    assert differs(before, clicked)
+    assert lists.nth(1).evaluate("list => list.options[list.selectedIndex].text") == names[other]
+
+    reload(page)
+    view = views(page).first
+    picture, chart = view.locator("img.timet-picture"), view.locator(".js-plotly-plot")
+    picture.scroll_into_view_if_needed()
+    chart.locator(".barlayer .point path").first.wait_for()
+    page.wait_for_function("image => image.complete && image.naturalWidth > 0", arg=picture.element_handle())
+    assert chart.locator(".ytitle").text_content() == f"IoU {protocol}, %"
+    assert not differs(clicked, look(page, picture, "31_reloaded"))
