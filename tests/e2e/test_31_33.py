@@ -118,7 +118,7 @@ def test_31_bars_are_asked_and_clicked(lab: str, notebook: Callable[[str], str],
     act(page, picture, "31_class", lambda: choose(lists.nth(1)))
 
     shapes = (
-        "() => [...document.querySelectorAll('.js-plotly-plot .errorbars path')].map(e => e.getAttribute('d')).join()"
+        "() => [...document.querySelectorAll('.js-plotly-plot .barlayer path')].map(e => e.getAttribute('d')).join()"
     )
     spread = page.evaluate(shapes)
     look(page, chart, "31_seeds_before")
