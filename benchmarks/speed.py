@@ -35,6 +35,15 @@ from timet.sinkhorn import sinkhorn
 
 HERE = Path(__file__).resolve().parent
 CLIPS, FRAMES, SIZE = 4, 4, 224
+# on Linux a child's ru_maxrss starts at what its parent held; VmHWM is the child's own
+PEAK = """
+import resource, sys
+from pathlib import Path
+own = Path("/proc/self/status")
+kilobytes = (int(own.read_text().split("VmHWM:")[1].split()[0]) if own.exists()
+             else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1024 if sys.platform == "darwin" else 1))
+print(kilobytes / 2**20)
+"""
 
 
 def timed(actions: dict[str, Callable[[], object]], rounds: int, sync: Callable[[], None]) -> dict[str, float]:
@@ -73,8 +82,7 @@ def training(device: torch.device, clips: int, compiled: bool = False) -> tuple[
 
 def peak_memory(code: str) -> float:
     "Peak resident memory in GB of a fresh process that runs this code."
-    tail = "\nimport resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)"
-    done = subprocess.run([sys.executable, "-c", code + tail], capture_output=True, text=True, check=True, cwd=HERE)
+    done = subprocess.run([sys.executable, "-c", code + PEAK], capture_output=True, text=True, check=True, cwd=HERE)
     return float(done.stdout.split()[-1])
 
 
