@@ -201,6 +201,8 @@ def _course(
         axes.axvline(step, color=look.faint, linewidth=1.2, linestyle=(0, (3, 2)))
         axes.set_xlim(0, 1.03 * max([total, 1, *at]))
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        if not at:
+            axes.set_yticks([])
         axes.set_xlabel("step" if i else "", fontsize=10, color=look.ink, labelpad=1)
     axes = _axes(figure, (left, 0.28, wide, tall), "share of each prototype, %, largest first", dark)
     if usage is not None:
