@@ -19,9 +19,10 @@ from matplotlib.figure import Figure
 from timet import watch as room
 from timet.config import TrainConfig, preset_config, read_command
 from timet.core import TimetError, write_json
+from timet.live import Panel, Watch, blank_model, peek, plot_watch
 from timet.session import LAST
 from timet.viz import to_png
-from timet.watch import LogTail, Panel, Run, Watch, blank_model, command_words, peek, plot_watch
+from timet.watch import LogTail, Run, command_words
 
 TINY = TrainConfig(max_steps=200, batch_size=4, image_size=32, num_prototypes=8, head=(16, 8), eval=False)
 

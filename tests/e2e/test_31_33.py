@@ -65,7 +65,7 @@ def test_33_a_run_is_started_paused_resumed_and_stopped(lab: str, notebook: Call
     run_all(page, lab, notebook("33_watch.ipynb"))
     played, mine = views(page).nth(0), views(page).nth(1)
     picture = played.locator("img.timet-picture")
-    says(page, picture, "finished, step 24 of 24", 10)
+    says(page, picture, "finished, step 12 of 12", 10)
     act(page, picture, "33_moment", lambda: played.locator(".noUi-handle").press("ArrowLeft"))
     act(page, picture, "33_map", lambda: choose(played.locator("select")))
 
