@@ -384,3 +384,11 @@ def test_a_report_says_what_must_be_known() -> None:
 def test_registry_agrees_with_the_readers() -> None:
     assert set(networks.NETWORKS) & set(UNAVAILABLE) == set()
     assert plan.find_data is find_data and runners.RUNNERS is RUNNERS
+
+
+def test_several_processes_are_refused(monkeypatch, capsys):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit) as stopped:
+        reproduce.main(["list"])
+    assert stopped.value.code == 2
+    assert "is one process, and 2 were started" in capsys.readouterr().err

@@ -7,6 +7,7 @@ __all__ = ['ReproduceConfig', 'given_networks', 'training_lines', 'train_missing
            'main']
 
 # %% ../nbs/41_reproduce.ipynb #55400e65
+import os
 import shlex
 import subprocess
 import sys
@@ -235,6 +236,11 @@ def reproduce(
     Raises `TimetError` for an unknown name or row, a folder that is not there, and where nothing can be computed.
     """
     config.check()
+    if (several := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+        raise TimetError(
+            f"timet.reproduce is one process, and {several} were started; make the tokens with several processes, by "
+            "timet.eval.image or timet.evaluate with the same --cache, and then run it alone"
+        )
     if config.what == "list":
         print(list_all(config))
         return {}
