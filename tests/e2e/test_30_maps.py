@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_lessons import kernel_idle, look, run_all
+from test_lessons import kernel_idle, look, run_all, save
 
 pytestmark = pytest.mark.timeout(900)
 NAME = "30_propagated_maps.ipynb"
@@ -75,7 +75,7 @@ MOVES = [
 ]
 
 
-def test_every_knob_a_click_play_errors_and_a_reload(lab: str, notebook: Callable[[str], str], page):
+def test_every_knob_a_click_play_errors_and_a_reload(lab: str, notebook: Callable[[str], str], desk: Path, page):
     run_all(page, lab, notebook(NAME))
     sheet = Sheet(page, ".jp-NotebookPanel:visible .jp-OutputArea-output")
     now = sheet.cells("30_start")
@@ -116,8 +116,7 @@ def test_every_knob_a_click_play_errors_and_a_reload(lab: str, notebook: Callabl
     sheet.after(lambda: sheet.control("frame").press("End"))
     kernel_idle(page)
     seen, value = look(page, sheet.picture, "30_before_reload"), sheet.control("frame").get_attribute("aria-valuenow")
-    page.keyboard.press("Control+s")
-    page.wait_for_function("() => !document.querySelector('.lm-TabBar-tab.jp-mod-dirty')", timeout=60_000)
+    save(page, desk / NAME)
     sheet = reloaded(page)
     again = look(page, sheet.picture, "30_after_reload")
     assert again.shape == seen.shape and np.abs(again - seen).max() <= 8

@@ -1,12 +1,11 @@
 """Lessons 31 and 33 as a reader uses them: every control, the buttons of a run, a click on a class, and a reload."""
 
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
-from test_lessons import kernel_idle, look, run_all
+from test_lessons import kernel_idle, look, run_all, save
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -47,11 +46,9 @@ def choose(select) -> None:
     select.select_option(index=now + 1 if now + 1 < many else now - 1)
 
 
-def reload(page) -> None:
+def reload(page, file: Path) -> None:
     "Save, as a reader would, and load the page anew."
-    page.keyboard.press("Escape")
-    page.keyboard.press("Control+s")
-    time.sleep(2)
+    save(page, file)
     page.reload(wait_until="domcontentloaded")
     page.locator(".jp-NotebookPanel:visible .jp-Notebook .jp-Cell").first.wait_for(timeout=90_000)
     kernel_idle(page)
@@ -90,7 +87,7 @@ def test_33_a_run_is_started_paused_resumed_and_stopped(lab: str, notebook: Call
     look(page, picture, "33_paused")
     seen = content(picture)
 
-    reload(page)
+    reload(page, desk / "33_watch.ipynb")
     mine = views(page).nth(1)
     picture = mine.locator("img.timet-picture")
     picture.scroll_into_view_if_needed()
@@ -109,7 +106,7 @@ def test_33_a_run_is_started_paused_resumed_and_stopped(lab: str, notebook: Call
     assert log.read_text().startswith(lines) and (log.parent / "backbone.safetensors").exists()
 
 
-def test_31_bars_are_asked_and_clicked(lab: str, notebook: Callable[[str], str], page):
+def test_31_bars_are_asked_and_clicked(lab: str, notebook: Callable[[str], str], desk: Path, page):
     run_all(page, lab, notebook("31_per_class.ipynb"))
     view = views(page).first
     picture, chart, lists = view.locator("img.timet-picture"), view.locator(".js-plotly-plot"), view.locator("select")
@@ -148,7 +145,7 @@ def test_31_bars_are_asked_and_clicked(lab: str, notebook: Callable[[str], str],
     assert lists.nth(1).evaluate("list => list.value") == names[other]
     clicked = content(picture)
 
-    reload(page)
+    reload(page, desk / "31_per_class.ipynb")
     view = views(page).first
     picture, chart = view.locator("img.timet-picture"), view.locator(".js-plotly-plot")
     picture.scroll_into_view_if_needed()

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_lessons import look, run_all
+from test_lessons import look, run_all, save
 
 from timet.core import samples_dir
 
@@ -142,9 +142,7 @@ def test_every_control_does_what_it_says(lab: str, desk: Path, notebook: Callabl
     bench.changed(lambda: (folder.fill(""), folder.press("Enter")))
 
     wanted = bench.pixels()
-    page.wait_for_timeout(1500)
-    page.keyboard.press("Control+s")
-    page.wait_for_timeout(2000)
+    save(page, desk / NAME)
     page.reload(wait_until="domcontentloaded")
     again = page.locator(".jp-NotebookPanel:visible .jp-OutputArea-output:has(img.timet-picture)").last
     again.wait_for(timeout=120_000)

@@ -38,6 +38,18 @@ def run_all(page, lab: str, name: str) -> None:
     assert page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error']").count() == 0
 
 
+def save(page, file: Path) -> None:
+    "Save, as a reader would, until the file holds the widgets: a page loaded anew shows what the file holds."
+    page.keyboard.press("Escape")
+    for _ in range(20):
+        page.keyboard.press("Control+s")
+        page.wait_for_timeout(1500)
+        clean = page.evaluate("() => !document.querySelector('.lm-TabBar-tab.jp-mod-dirty')")
+        if clean and "widget-view+json" in file.read_text(encoding="utf-8"):
+            return
+    raise AssertionError(f"{file.name} was not saved with its widgets")
+
+
 def look(page, picture, name: str) -> np.ndarray:
     "The picture as the reader sees it; kept in the folder that SHOTS names, if any."
     seen = picture.screenshot()
