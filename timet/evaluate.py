@@ -7,6 +7,7 @@ __all__ = ['open_backbone', 'EvaluateConfig', 'load_tokens', 'score_all', 'forma
 
 # %% ../nbs/11_evaluate.ipynb #a91c415c
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -53,7 +54,11 @@ def open_backbone(
         return create_backbone(network, weights=path, tuned_blocks=0)
     if os.sep in checkpoint or path.suffix in (".pt", ".pth", ".safetensors", ".ckpt", ".tar", ".bin"):
         raise TimetError(f"there is no checkpoint {checkpoint}; give a run folder, a file, a network's name, or random")
-    return create_backbone(checkpoint, weights="hub", tuned_blocks=0)
+    try:
+        return create_backbone(checkpoint, weights="hub", tuned_blocks=0)
+    except TimetError as error:  # here the file is the checkpoint; --weights is a flag of training
+        here = f"give it as the checkpoint with --backbone {checkpoint}"
+        raise TimetError(re.sub(r"give (it with )?--weights .*", here, str(error))) from None
 
 # %% ../nbs/11_evaluate.ipynb #35cce656
 @dataclass(frozen=True)
