@@ -40,8 +40,9 @@ def run_all(page, lab: str, name: str) -> None:
 
 def save(page, file: Path) -> None:
     "Save, as a reader would, until the file holds the widgets: a page loaded anew shows what the file holds."
-    page.keyboard.press("Escape")
     for _ in range(20):
+        # keys go to the notebook only once the focus has left its widgets
+        page.locator(".jp-NotebookPanel:visible .jp-InputPrompt:visible").first.click()
         page.keyboard.press("Control+s")
         page.wait_for_timeout(1500)
         clean = page.evaluate("() => !document.querySelector('.lm-TabBar-tab.jp-mod-dirty')")
