@@ -39,8 +39,17 @@ from PIL import Image
 from timet.backbone import create_backbone, load_backbone
 from timet.compare import Clip, clip_tokens, read_clip, same_colours
 from timet.config import FREE, TrainConfig, preset_config
-from timet.core import TimetError, atomic_write, parse, pick_device, progress, run_command, samples_dir, seed_everything
-from timet.core import write_json
+from timet.core import (
+    TimetError,
+    atomic_write,
+    parse,
+    pick_device,
+    progress,
+    run_command,
+    samples_dir,
+    seed_everything,
+    write_json,
+)
 from timet.data import Source, Sources, find_sources
 from timet.eval.cluster import kmeans, standardize_pca
 from timet.eval.forwarding import forward_masks, object_masks
