@@ -23,7 +23,7 @@ import hashlib
 import json
 import platform
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from functools import cached_property
@@ -59,12 +59,13 @@ from timet.eval.tokens import resize_labels
 from timet.eval.video import evaluate
 from timet.train import train
 from timet.video import frame_at
-from timet.viz import cluster_film, to_png
+from timet.viz import film_strip, overlay, to_png
 
 HERE = Path(__file__).resolve().parent
 NETWORKS = ("patch colour", "random weights", "start", "time-tuned")
 SAME = ("patch colour", "start")  # the seed changes the clustering alone
 GAINS = (("start", "random weights"), ("time-tuned", "start"))
+FORWARDED = "J, forwarded masks"
 LATER = 0.5  # seconds, of the temporal consistency
 GROUNDS = ("meadow", "sand", "sky", "water")  # of the sample world: no objects to be forwarded
 SHOWN = 6  # frames of a picture
@@ -104,7 +105,9 @@ class Half:
     tuned: Path  # Folder of clips
     rate: float | None  # Frames a second, where it is a folder of frames
     settings: Settings
-    tokens: dict[str, np.ndarray] = field(default_factory=dict)  # Of networks that are the same for every seed
+    # of networks that are the same for every seed
+    tokens: dict[str, np.ndarray] = field(default_factory=dict)
+    regions: dict[str, list[float]] = field(default_factory=dict)
 
     @cached_property
     def clips(self) -> list[Clip]:
@@ -230,14 +233,24 @@ def kept(maps: np.ndarray, clip: Clip) -> tuple[float, float]:
     return float(np.nanmean(plain)), float(np.nanmean(adjusted))
 
 
-def region(carried: Iterator[np.ndarray], objects: np.ndarray) -> float:
+def carried(
+    tokens: np.ndarray, objects: np.ndarray, grid: tuple[int, int], device: torch.device
+) -> Iterator[np.ndarray]:
+    "The first frame's masks in the other frames; shares of patches are carried, since an object may be smaller than one."
+    frames = (torch.from_numpy(frame).to(device) for frame in tokens)
+    return forward_masks(frames, objects[0], grid, context=7, soft=True)
+
+
+def region(masks: Iterable[np.ndarray], objects: np.ndarray) -> float:
     "J of the first frame's objects, mean over frames and objects; the first and the last frame are left out, as in DAVIS."
     ids = [int(i) for i in np.unique(objects[0]) if i not in (0, 255)]
-    pairs = list(zip(carried, objects[1:-1]))
+    if not ids:
+        return float("nan")
+    pairs = zip(masks, objects[1:-1])
     return float(np.mean([[region_similarity(m == i, true == i, true == 255) for i in ids] for m, true in pairs]))
 
 
-def measure(tokens: np.ndarray, half: Half, seed: int, device: torch.device) -> dict[str, Any]:
+def measure(kind: str, tokens: np.ndarray, half: Half, seed: int, device: torch.device) -> dict[str, Any]:
     "Every score of one network on one half, in percent, and what the clips contribute."
     settings, grid = half.settings, half.clips[0].grid
     # at half the size of the frames: the clusters are patches anyway
@@ -248,15 +261,15 @@ def measure(tokens: np.ndarray, half: Half, seed: int, device: torch.device) -> 
     for name, (protocol, k) in asked.items():
         found = evaluate(tokens, masks, protocol, k, grid=grid, seeds=[seed], semantic=half.measured.semantic)
         scores[name] = 100 * found.mean
+    regions = half.regions.get(kind)
+    if regions is None:
+        pairs = progress(list(zip(tokens, half.objects)), "forwarding", "clip")
+        regions = [100 * region(carried(part, objects, grid, device), objects) for part, objects in pairs]
+        half.regions |= {kind: regions} if kind in SAME else {}
     by_clip = {}
-    for clip, part, objects in progress(list(zip(half.clips, tokens, half.objects)), "following", "clip"):
+    for clip, part, j in zip(half.clips, tokens, regions):
         plain, adjusted = kept(cluster_clip(part, grid, settings.consistency_clusters, seed), clip)
-        stream = (torch.from_numpy(frame).to(device) for frame in part)
-        by_clip[clip.name] = {
-            "consistency": 100 * plain,
-            "consistency beyond chance": 100 * adjusted,
-            "J, forwarded masks": 100 * region(forward_masks(stream, objects[0], grid, context=7), objects),
-        }
+        by_clip[clip.name] = {"consistency": 100 * plain, "consistency beyond chance": 100 * adjusted, FORWARDED: j}
     for name in next(iter(by_clip.values())):
         scores[name] = float(np.nanmean([row[name] for row in by_clip.values()]))
     return {"scores": scores, "by_clip": by_clip}
@@ -264,7 +277,7 @@ def measure(tokens: np.ndarray, half: Half, seed: int, device: torch.device) -> 
 
 def copied(half: Half) -> float:
     "J in percent of leaving the first masks where they are."
-    return 100 * float(np.mean([region(iter([m[0]] * (len(m) - 2)), m) for m in half.objects]))
+    return 100 * float(np.nanmean([region([m[0]] * (len(m) - 2), m) for m in half.objects]))
 
 
 def result_file(out: Path, half: Half, kind: str, seed: int) -> Path:
@@ -280,7 +293,7 @@ def one_result(kind: str, half: Half, config: TrainConfig, seed: int, out: Path)
     start = time.perf_counter()
     tokens = tokens_of(kind, half, config, seed, out)
     made = time.perf_counter()
-    found = measure(tokens, half, seed, pick_device(config.device))
+    found = measure(kind, tokens, half, seed, pick_device(config.device))
     seconds = {"network and tokens": made - start, "scores": time.perf_counter() - made}
     write_json(path, found | {"seconds": seconds, "copied J": copied(half)})
     said = ", ".join(f"{name} {value:.1f}" for name, value in found["scores"].items())
@@ -319,27 +332,36 @@ def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
 
 
 def draw(half: Half, name: str, config: TrainConfig, out: Path) -> None:
-    "A strip of one sequence: frames, and the clusters of the three networks of seed 0 in colours that can be compared."
-    path = out / "pictures" / f"{half.set}_{name.replace('/', '_')}.png"
-    if path.exists():
+    "Two strips of one sequence, for the networks of seed 0: the clusters, in colours that can be compared, and the carried masks."
+    stem = f"{half.set}_{name.replace('/', '_')}"
+    paths = [out / "pictures" / f"{stem}_{what}.png" for what in ("clusters", "masks")]
+    if all(path.exists() for path in paths):
         return
-    where = half.measured.names.index(name)
-    clip = half.clips[where]
-    maps = {
-        kind: cluster_clip(
-            tokens_of(kind, half, config, 0, out)[where], clip.grid, half.settings.consistency_clusters, 0
-        )
+    where, device = half.measured.names.index(name), pick_device(config.device)
+    clip, objects = half.clips[where], half.objects[where]
+    index = np.linspace(0, len(clip.frames) - 1, SHOWN).round().astype(int)
+    frames, size = clip.frames[index], clip.frames.shape[1:3]
+    # the colours laid over a frame must not be mixed with its own
+    grey = np.broadcast_to(frames.mean(-1, keepdims=True).astype(np.uint8), frames.shape)
+    tokens = {
+        kind: half.tokens[kind][where]
+        if kind in half.tokens
+        else clip_tokens(network(kind, half, config, 0, out), clip, device=config.device)
         for kind in NETWORKS[1:]
     }
-    index = np.linspace(0, len(clip.frames) - 1, SHOWN).round().astype(int)
-    rows = {}
+    maps = {kind: cluster_clip(t, clip.grid, half.settings.consistency_clusters, 0) for kind, t in tokens.items()}
+    clusters, masks = {"frames": frames}, {"true masks": overlay(frames, objects[index], background=True, ignore=255)}
     for kind, ids in maps.items():
         same = same_colours(maps["start"], ids)[0 if kind == "start" else 1]
-        rows[f"{kind}\n{100 * kept(ids, clip)[0]:.0f} % kept"] = resize_labels(same[index], clip.frames.shape[1:3])
-    titles = [f"{clip.seconds[i]:.1f} s" for i in index]
-    figure = cluster_film(clip.frames[index], rows, titles=titles, most=0, alpha=0.65, width=13.0)
-    with atomic_write(path) as part:
-        part.write_bytes(to_png(figure))
+        said = f"{kind}\n{100 * kept(ids, clip)[0]:.0f} % kept"
+        clusters[said] = overlay(grey, resize_labels(same[index], size), alpha=0.65, edges=False)
+        found = [objects[0], *carried(tokens[kind], objects, clip.grid, device)]
+        said = f"{kind}\nJ {100 * region(found[1:], objects):.0f}"
+        masks[said] = overlay(frames, np.stack(found)[index], background=True)
+    for path, rows in zip(paths, (clusters, masks)):
+        figure = film_strip(rows, titles=[f"{clip.seconds[i]:.1f} s" for i in index], width=13.0)
+        with atomic_write(path) as part:
+            part.write_bytes(to_png(figure))
 
 
 def claim(out: Path, name: str, facts: dict[str, Any]) -> None:
@@ -381,8 +403,8 @@ def report(out: Path, data: Mapping[str, tuple[TrainConfig, Sequence[Half]]], ar
             "",
             f"## {name}",
             "",
-            f"{clips} sequences ({dealt}), {args.frames} frames each, {args.patches} patches along the short side; {seeds} "
-            f"seeds. Tuning: {config.max_steps} steps of {config.batch_size} clips of {config.num_frames} frames "
+            f"{clips} sequences ({dealt}), {args.frames} frames each, {args.patches} patches along the short side; seeds: "
+            f"{seeds}. Tuning: {config.max_steps} steps of {config.batch_size} clips of {config.num_frames} frames "
             f"{config.delta_t} s apart, {config.image_size} pixels, {config.num_prototypes} prototypes, tuned blocks: "
             f"{config.tuned_blocks}, learning rates {config.lr_backbone:g} and {config.lr_head:g}.",
             "",
