@@ -14,8 +14,10 @@ both ways round; a seed's score is the mean of the two halves. `--set samples` t
 measures on its held-out clips. Frames spread evenly over each sequence are read once, and every network makes its tokens of them
 once; all scores are computed from these tokens.
 
-The table goes to `OUT/start.md` and `.json` after every seed, pictures to `OUT/pictures`; `--record NAME` also writes the table to
-`benchmarks/results/NAME.md` and `.json`. What was finished before is not computed again, and a tuning that was broken off goes on.
+The table goes to `OUT/start.md` and `.json` after every seed; `--record NAME` also writes it to `benchmarks/results/NAME.md` and
+`.json`. What was finished before is not computed again, and a tuning that was broken off goes on. The same command with other flags
+of the tuning and the same `--out` computes the tuned networks alone and lists what each tuning gained. Runs, scores and pictures of
+a tuning lie in `OUT/SET/TUNING`, which is named after what differs from the defaults.
 """
 
 import argparse
@@ -104,6 +106,7 @@ class Half:
     measured: Sources
     tuned: Path  # Folder of clips
     rate: float | None  # Frames a second, where it is a folder of frames
+    tuning: str  # What the tuning is called
     settings: Settings
     # of networks that are the same for every seed
     tokens: dict[str, np.ndarray] = field(default_factory=dict)
@@ -165,11 +168,26 @@ def pick(sources: Sources, names: Sequence[str]) -> Sources:
     return Sources(chosen, sources.root, sources.layout, sources.classes, sources.semantic)
 
 
-def halves(name: str, data: Path | None, config: TrainConfig, settings: Settings, out: Path) -> list[Half]:
+def tuning_settings(config: TrainConfig) -> dict[str, Any]:
+    "What a tuned network depends on, beside its start, its clips and its seed."
+    known = FREE | {"preset", "backbone", "weights", "seed", "fps", "split", "val_data", "val_split"}
+    return {k: v for k, v in asdict(config).items() if k not in known and not k.startswith("eval")}
+
+
+def label(config: TrainConfig, default: TrainConfig) -> str:
+    "A name for a tuning, from what differs from the default."
+    before, words = tuning_settings(default), []
+    for name, value in tuning_settings(config).items():
+        if value != before[name]:
+            words.append(f"{name}={'x'.join(map(str, value)) if isinstance(value, tuple) else value}")
+    return ",".join(words) or "default"
+
+
+def halves(name: str, data: Path | None, config: TrainConfig, tuning: str, settings: Settings, out: Path) -> list[Half]:
     "What is measured on what."
     if name == "samples":
         root = samples_dir()
-        return [Half(name, "held-out", find_sources(root / "heldout"), root / "train", None, settings)]
+        return [Half(name, "held-out", find_sources(root / "heldout"), root / "train", None, tuning, settings)]
     if data is None:
         raise TimetError("the set davis needs its folder: --data PATH; or take --set samples")
     sources = find_sources(data)
@@ -180,13 +198,13 @@ def halves(name: str, data: Path | None, config: TrainConfig, settings: Settings
     for half, (measured, tuned) in deal(sources.names).items():
         others = pick(sources, tuned)
         folder = shrink(others, out / name / f"frames-{side}" / f"not-{half}", side)
-        found.append(Half(name, half, pick(sources, measured), folder, others[0].fps, settings))
+        found.append(Half(name, half, pick(sources, measured), folder, others[0].fps, tuning, settings))
     return found
 
 
 def tune(half: Half, config: TrainConfig, seed: int, out: Path) -> Path:
     "The tuned backbone of one seed; a run that was broken off goes on, and one that is finished is not repeated."
-    folder = out / half.set / "runs" / f"{half.name}_{seed}"
+    folder = out / half.set / half.tuning / f"run_{half.name}_{seed}"
     if not (folder / "report.html").exists():
         begun = (folder / "config.json").exists()
         train(replace(config, data=half.tuned, fps=half.rate, seed=seed, out=folder, resume=begun))
@@ -282,7 +300,8 @@ def copied(half: Half) -> float:
 
 def result_file(out: Path, half: Half, kind: str, seed: int) -> Path:
     "Where one result is kept."
-    return out / half.set / "scores" / f"{half.name}_{kind.replace(' ', '-')}_{seed}.json"
+    folder = out / half.set / (half.tuning if kind == "time-tuned" else "untuned")
+    return folder / f"{kind.replace(' ', '-')}_{half.name}_{seed}.json"
 
 
 def one_result(kind: str, half: Half, config: TrainConfig, seed: int, out: Path) -> None:
@@ -333,8 +352,8 @@ def table(found: Mapping[str, Mapping[str, Sequence[float]]]) -> list[str]:
 
 def draw(half: Half, name: str, config: TrainConfig, out: Path) -> None:
     "Two strips of one sequence, for the networks of seed 0: the clusters, in colours that can be compared, and the carried masks."
-    stem = f"{half.set}_{name.replace('/', '_')}"
-    paths = [out / "pictures" / f"{stem}_{what}.png" for what in ("clusters", "masks")]
+    folder, stem = out / half.set / half.tuning / "pictures", name.replace("/", "_")
+    paths = [folder / f"{stem}_{what}.png" for what in ("clusters", "masks")]
     if all(path.exists() for path in paths):
         return
     where, device = half.measured.names.index(name), pick_device(config.device)
@@ -364,17 +383,31 @@ def draw(half: Half, name: str, config: TrainConfig, out: Path) -> None:
             part.write_bytes(to_png(figure))
 
 
-def claim(out: Path, name: str, facts: dict[str, Any]) -> None:
-    "Write down what the results of a set are made with, and refuse to mix them with others."
-    path = out / name / "settings.json"
+def claim(folder: Path, facts: dict[str, Any]) -> None:
+    "Write down what the results in a folder are made with, and refuse to mix them with others."
+    path = folder / "settings.json"
     if not path.exists():
         write_json(path, facts)
-    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(facts, default=str))
-    changed = [
-        f"{key} {before.get(key)!r} and not {now.get(key)!r}" for key in before | now if before.get(key) != now.get(key)
-    ]
+    before, now = json.loads(path.read_text(encoding="utf-8")), json.loads(json.dumps(facts))
+    changed = [f"{k} {before.get(k)!r} and not {now.get(k)!r}" for k in before | now if before.get(k) != now.get(k)]
     if changed:
-        raise TimetError(f"{out / name} holds results made with {', '.join(changed)}; choose another --out")
+        raise TimetError(f"{folder} holds results made with {', '.join(changed)}; choose another --out")
+
+
+def tunings(out: Path, parts: Sequence[Half], seeds: int) -> list[str]:
+    "What each tuning tried so far adds to the start, where there are several; only seeds that are complete."
+    names = sorted(path.parent.name for path in (out / parts[0].set).glob("*/settings.json"))
+    found = {name: collect(out, [replace(half, tuning=name) for half in parts], seeds) for name in names}
+    found = {name: one for name, one in found.items() if one}
+    if len(found) < 2:
+        return []
+    scores = list(next(iter(found.values()))["start"])
+    lines = ["", "What the tunings add to the start:", ""]
+    lines += ["| tuning | seeds | " + " | ".join(scores) + " |", "|" + "---|" * (len(scores) + 2)]
+    for name, one in found.items():
+        gains = [spread(np.subtract(one["time-tuned"][k], one["start"][k]), "+") for k in scores]
+        lines.append("| " + " | ".join([name, str(len(one["start"][scores[0]])), *gains]) + " |")
+    return lines
 
 
 def report(out: Path, data: Mapping[str, tuple[TrainConfig, Sequence[Half]]], args: argparse.Namespace) -> str:
@@ -398,7 +431,12 @@ def report(out: Path, data: Mapping[str, tuple[TrainConfig, Sequence[Half]]], ar
         copy = float(np.mean([one["copied J"] for one in made]))
         dealt = "two halves, each measured with networks tuned on the other" if len(parts) > 1 else "held-out clips"
         clips = sum(len(half.measured) for half in parts)
-        numbers[name] = {"seeds": seeds, "copied J": copy, "scores": found, "settings": settings_of(config, args)}
+        numbers[name] = {
+            "seeds": seeds,
+            "copied J": copy,
+            "scores": found,
+            "settings": measuring(args) | tuning_settings(config),
+        }
         lines += [
             "",
             f"## {name}",
@@ -411,6 +449,7 @@ def report(out: Path, data: Mapping[str, tuple[TrainConfig, Sequence[Half]]], ar
             *table(found),
             "",
             f"The first masks left where they are: J {copy:.1f}.",
+            *tunings(out, parts, args.seeds),
         ]
     lines += [
         "",
@@ -433,12 +472,10 @@ def report(out: Path, data: Mapping[str, tuple[TrainConfig, Sequence[Half]]], ar
     return text
 
 
-def settings_of(config: TrainConfig, args: argparse.Namespace) -> dict[str, Any]:
-    "What the results depend on."
+def measuring(args: argparse.Namespace) -> dict[str, Any]:
+    "What all results depend on."
     own = {name: getattr(args, name) for name in ("frames", "patches", "clusters", "consistency_clusters")}
-    known = FREE | {"preset", "seed", "weights", "fps"}
-    weights = hashlib.sha256(args.start.read_bytes()).hexdigest()[:16]
-    return {**own, "start": weights, **{k: v for k, v in asdict(config).items() if k not in known}}
+    return {**own, "start": hashlib.sha256(args.start.read_bytes()).hexdigest()[:16]}
 
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
@@ -452,8 +489,10 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
     for chosen in sets:
         default = preset_config("demo", backbone=name, weights=str(args.start), eval=False, **SETS[chosen])
         config = parse(TrainConfig, rest, prog="start.py", default=default)
-        claim(args.out, chosen, settings_of(config, args))
-        data[chosen] = config, halves(chosen, args.data, config, settings, args.out)
+        tuning = label(config, default)
+        claim(args.out / chosen, measuring(args))
+        claim(args.out / chosen / tuning, tuning_settings(config))
+        data[chosen] = config, halves(chosen, args.data, config, tuning, settings, args.out)
     jobs = [
         (kind, half, config, seed)
         for config, parts in data.values()
@@ -472,7 +511,7 @@ def run(args: argparse.Namespace, rest: list[str]) -> None:
         for one in sorted({*half.measured.names} & {*shown}):
             draw(half, one, config, args.out)
     print(report(args.out, data, args))
-    print(f"pictures: {args.out / 'pictures'}")
+    print(f"pictures: {args.out / parts[0].set / parts[0].tuning / 'pictures'}")
 
 
 def main() -> None:

@@ -75,12 +75,19 @@ def test_one_small_run_and_its_settings(bench, tmp_path, monkeypatch, capsys):
     bench.main()
     text = (out / "start.md").read_text(encoding="utf-8")
     assert text.count("±") > 30 and "nan" not in text and capsys.readouterr().out.count("time-tuned, seed 0") == 2
-    assert len(list((out / "pictures").glob("*.png"))) == 4
+    assert len(list(out.glob("davis/*max_steps=1*/pictures/*.png"))) == 4
     assert not set((out / "davis/frames-48/not-a").iterdir()) & set((out / "davis/frames-48/not-b").iterdir())
     monkeypatch.setattr(bench, "train", None)
     bench.main()
     assert "time-tuned, seed 0" not in capsys.readouterr().out  # nothing is computed again
-    monkeypatch.setattr(sys, "argv", [*own.split(), *tuning.replace("steps 1", "steps 2").split()])
+    monkeypatch.setattr(sys, "argv", [*own.replace("--frames 4", "--frames 5").split(), *tuning.split()])
     with pytest.raises(SystemExit):
         bench.main()
-    assert "max_steps 1 and not 2" in capsys.readouterr().err
+    assert "frames 4 and not 5" in capsys.readouterr().err
+
+
+def test_tunings_have_names_of_their_own(bench):
+    default = bench.preset_config("demo")
+    assert bench.label(default, default) == "default"
+    changed = bench.replace(default, delta_t=0.5, head=(8, 4), seed=3, device="cpu")
+    assert bench.label(changed, default) == "delta_t=0.5,head=8x4"
