@@ -480,6 +480,8 @@ def measuring(args: argparse.Namespace) -> dict[str, Any]:
 
 def run(args: argparse.Namespace, rest: list[str]) -> None:
     "Measure everything, seed by seed."
+    if args.frames < 3 or args.seeds < 1:
+        raise TimetError(f"--frames must be at least 3 and --seeds at least 1, got {args.frames} and {args.seeds}")
     args.start = args.start.with_suffix(".safetensors")
     if not args.start.is_file():
         raise TimetError(f"there is no exported backbone {args.start}; give one with --start FILE.safetensors")
