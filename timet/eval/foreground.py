@@ -9,24 +9,23 @@ __all__ = ['THRESHOLDS', 'VARIANTS', 'WithAttention', 'class_attention', 'attent
 
 # %% ../../nbs/14_eval.foreground.ipynb #0eae997e
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from einops import rearrange
 from scipy.ndimage import label
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from ..core import TimetError, check_shape, parse, run_command, write_json
+from ..command import ImagesConfig, category_ids, labelled_images, open_backbone, score_row, stored_tokens
+from ..core import TimetError, check_shape, parse, run_command
 from .cluster import confusion, kmeans, match_hungarian, miou, standardize_pca
-from .tokens import resize_labels
+from .tokens import ImageTokens, as_float, resize_labels, this_shard
 from .video import Score
-from ..evaluate import open_backbone
 
 # %% ../../nbs/14_eval.foreground.ipynb #1e8e0096
 class WithAttention(nn.Module):
@@ -211,7 +210,7 @@ class _Rows:
             n, first = part.shape[1], end - part.shape[0] * part.shape[1]
             a, b = max(start, first) - first, min(stop, end) - first
             if a < b:
-                block = np.asarray(part[a // n : -(-b // n)], np.float32).reshape(-1, part.shape[-1])
+                block = as_float(part[a // n : -(-b // n)]).reshape(-1, part.shape[-1])
                 out.append(block[a - a // n * n : b - a // n * n])
         return np.concatenate(out) if out else np.empty((0, self.shape[1]), np.float32)
 
@@ -363,11 +362,9 @@ def foreground_clusters(
 
 # %% ../../nbs/14_eval.foreground.ipynb #b4a595c4
 @dataclass(frozen=True)
-class ForegroundConfig:
+class ForegroundConfig(ImagesConfig):
     "Cluster-based foreground extraction and the salient-object Jaccard (Tables 6 and 10)."
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
     data: Path
     "Pictures with masks (Pascal VOC), or videos with masks, of which frames are taken."
     split: str = "val"
@@ -388,92 +385,66 @@ class ForegroundConfig:
     "Another checkpoint, whose class token finds the foreground (Leopart: vit_small_patch16_224.dino)."
     background: tuple[str, ...] = ()
     "Categories that are background (sample world: meadow sand sky water)."
-    per_video: int = 4
-    "Of videos: frames from each."
-    image_size: int = 448
-    "Side to which pictures are squashed, pixels."
     mask_size: int | None = None
     "Side to which masks are brought for the Jaccard, pixels; the variant's, where none is given."
-    backbone: str | None = None
-    "The network of a checkpoint file that does not say it, or of random."
     batch_size: int = 32
     "Pictures a forward pass."
-    device: str = "auto"
-    "auto, cpu, cuda, cuda:1, mps."
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    "Of the backbone."
-    out: Path | None = None
-    "Also write everything to this JSON file."
-    no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    "Keep no tokens."
+
+    least = ImagesConfig.least | {"classes": 0}
 
 # %% ../../nbs/14_eval.foreground.ipynb #ed5bf705
 def load_part(
     config: ForegroundConfig,
-    split: str | None,
-) -> tuple[
-    np.ndarray, np.ndarray, np.ndarray, tuple[int, int]
-]:  # Tokens `(b n d)`, masks `(b H W)`, attended `(b h w)`, grid
-    "Tokens, masks and attention of one part of the data, from the cache or from one pass of the backbone."
-    from timet.cache import image_tokens
-    from timet.eval.tokens import as_float
-    from timet.images import find_images
-
-    images = find_images(config.data, split=split, per_video=config.per_video)
-    unknown = sorted(set(config.background) - set(images.classes.values()))
-    if unknown:
-        raise TimetError(f"--background names {unknown[0]}, the categories are {', '.join(images.classes.values())}")
+    networks: Sequence[Any],  # Whose tokens are clustered, and whose class token looks; of one network, that one
+    split: str,
+) -> tuple[ImageTokens, np.ndarray]:  # Tokens and masks, and what was attended, bool `(b h w)`
+    "Tokens, masks and attention of one part of the data, from the cache or from one pass of each network."
+    images = labelled_images(config, split)
+    grounds = category_ids(config.background, images.classes)
     size = config.mask_size or VARIANTS[config.variant]["mask_size"]
-    settings = {"image_size": config.image_size, "mask_size": size, "batch_size": config.batch_size, "device": config.device,
-                "precision": config.precision, "no_cache": config.no_cache}  # fmt: skip
-    own = open_backbone(config.checkpoint, backbone=config.backbone)
-    part = image_tokens(own if config.attention else WithAttention(own), images, **settings)
-    if config.attention:
-        gaze = image_tokens(WithAttention(open_backbone(config.attention)), images, **settings)
-    else:
-        gaze = part
-    attended = attention_masks(as_float(gaze.tokens[..., -1]), gaze.grid)
-    masks = np.where(
-        np.isin(part.masks, [i for i, c in images.classes.items() if c in config.background]), 0, part.masks
-    )
-    return (
-        part.tokens if config.attention else part.tokens[..., :-1],
-        masks,
-        resize_labels(attended, part.grid),
-        part.grid,
-    )
+    looking = [*networks[:-1], WithAttention(networks[-1])]
+    parts = [stored_tokens(config, net, images, size, config.batch_size) for net in looking]
+    own, gaze = parts[0], parts[-1]
+    attended = resize_labels(attention_masks(as_float(gaze.tokens[..., -1]), gaze.grid), own.grid)
+    tokens = gaze.tokens[..., :-1] if own is gaze else own.tokens
+    return replace(own, tokens=tokens, masks=np.where(np.isin(own.masks, grounds), 0, own.masks)), attended
 
 
 def run(
     config: ForegroundConfig,
-) -> dict[str, Any]:  # What `--out` writes
+) -> dict[str, Any]:  # What `--out` writes; empty in all processes but the first
     """Find the foreground of a set, print its Jaccard and whose labels it used, return (and write, where asked) everything.
 
     Raises `TimetError` where there is no checkpoint, no picture with a mask, or a setting does not fit.
     """
-    tokens, masks, attended, grid = load_part(config, config.split)
+    config.check()
+    backbone = config.open()
+    networks = [backbone] if config.attention is None else [backbone, open_backbone(config.attention)]
     needs_train = config.train_split is not None and config.threshold == "gt"
-    train = load_part(config, config.train_split)[:3] if needs_train else None
+    splits = [config.split, *([config.train_split] if needs_train else [])]
+    (kept, attended), *train = (load_part(config, networks, split) for split in splits)
+    if this_shard()[0] > 0:
+        return {}
     found = foreground(
-        tokens, masks, attended, grid, train=train, variant=config.variant, threshold=config.threshold, k=config.k
-    )
-    print(
-        f"{config.checkpoint} on {config.data}, {len(masks)} pictures, variant {config.variant}, K = {found.settings['k']}\n{found}"
-    )
+        kept.tokens, kept.masks, attended, kept.grid, train=(train[0][0].tokens, train[0][0].masks, train[0][1]) if train else None,
+        variant=config.variant, threshold=config.threshold, k=config.k,
+    )  # fmt: skip
+    print(f"{backbone.name} ({backbone.source}) on {config.data}: {len(kept.masks)} pictures, variant {config.variant}, "
+          f"K = {found.settings['k']}\n{found}")  # fmt: skip
     if found.ground_truth == "its own":
         print("note: these pictures' own true masks chose the threshold; give --train-split, or --threshold share")
-    result = {"jaccard": found.jaccard, "attention_jaccard": found.attention_jaccard, "threshold": found.threshold,
-              "ground_truth": found.ground_truth, "settings": found.settings, "per_image": found.per_image}  # fmt: skip
+    result = config.facts(backbone) | {
+        "jaccard": found.jaccard, "attention_jaccard": found.attention_jaccard, "threshold": found.threshold,
+        "ground_truth": found.ground_truth, "settings": found.settings, "per_image": found.per_image,
+    }  # fmt: skip
     if config.classes:
-        small = resize_labels(masks, 100) if min(masks.shape[1:]) > 100 else masks
+        small = resize_labels(kept.masks, 100) if min(kept.masks.shape[1:]) > 100 else kept.masks
         score = foreground_clusters(
-            tokens, found.pred, small, config.classes, seeds=config.seeds, variant=config.variant
+            kept.tokens, found.pred, small, config.classes, seeds=config.seeds, variant=config.variant
         )
         print(f"{config.classes} clusters of the foreground and the background, Hungarian: mIoU {score}")
-        result["classes"] = {"mean": score.mean, "std": score.std, "values": score.values, "per_class": score.per_class}
-    if config.out:
-        write_json(config.out, result)
-    return result
+        result["classes"] = score_row(score, kept.classes or {})
+    return config.write(result)
 
 
 def main(

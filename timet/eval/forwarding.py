@@ -22,17 +22,15 @@ import tyro
 from einops import rearrange
 from torch import Tensor
 
-from ..cache import fingerprint
 from ..clips import EvalTransform, clip_index, denormalize
-from ..core import TimetError, check_shape, parse, pick_device, pick_precision, progress, run_command, write_json
+from ..command import NetworkConfig, category_ids
+from ..core import TimetError, check_shape, parse, pick_device, pick_precision, progress, run_command
 from ..data import Source, Sources, find_sources
 from .cluster import confusion, match_hungarian, miou
 from .flow import FLOWS, flow_estimator, flow_masks
 from .jf import ObjectScores, davis_j_f, summarize
 from .tokens import resize_labels
-from ..evaluate import open_backbone
 from ..feature_forwarder import _check, _forward_frame, cut_tiles, tile_side
-from ..run import versions
 from ..samples import write_mask
 from ..source import FolderSource
 from ..video import frame_at
@@ -227,11 +225,9 @@ def step_index(
 
 # %% ../../nbs/16_eval.forwarding.ipynb #6e56d3c6
 @dataclass(frozen=True)
-class ForwardingConfig:
+class ForwardingConfig(NetworkConfig):
     "Forward the first frame's masks: mean IoU over steps in time (Table 11), or J and F (DAVIS, semi-supervised)."
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
     data: Path
     "Videos with masks: DAVIS, YouTube-VOS, or a folder like data_samples/heldout."
     davis: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
@@ -262,8 +258,6 @@ class ForwardingConfig:
     "All objects as one foreground (Table 11), or each for itself (J and F)."
     background: tuple[str, ...] = ()
     "Categories that are background (sample world: meadow sand sky water)."
-    backbone: str | None = None
-    "The network of a checkpoint file that does not say it, or of random."
     raft_weights: Path | None = None
     "torchvision's weights file, for raft."
     split: str | None = None
@@ -272,25 +266,16 @@ class ForwardingConfig:
     "Frame folders: frames a second, where the guess is wrong."
     most: int | None = None
     "Only the first so many videos."
-    seed: int = 0
-    "Chooses the random frames of the released variant, and the weights of random."
     batch_size: int = 16
     "Frames a forward pass."
-    device: str = "auto"
-    "auto, cpu, cuda, cuda:1, mps."
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    "Of the backbone; the forwarder stays in fp32."
     save: Path | None = None
     "With --davis: write predicted masks below this folder, as METHOD/VIDEO/FRAME.png."
-    out: Path | None = None
-    "Also write everything to this JSON file."
+
+    least = NetworkConfig.least | {"num_frames": 2, "radius": 0, "context": 0}
 
     def check(self) -> None:
         "Raises `TimetError` where a setting makes no sense."
-        for name, low in {"num_frames": 2, "image_size": 1, "radius": 0, "topk": 1, "context": 0, "most": 1, "batch_size": 1,
-                          "seed": 0}.items():  # fmt: skip
-            if getattr(self, name) is not None and getattr(self, name) < low:
-                raise TimetError(f"--{name.replace('_', '-')} must be at least {low}, got {getattr(self, name)}")
+        super().check()
         if not self.method or not self.delta_t:
             raise TimetError("--method and --delta-t need at least one value each")
         for step in self.delta_t:
@@ -468,22 +453,15 @@ def run(
     Raises `TimetError` where there is no checkpoint, no video with masks, or a setting does not fit.
     """
     config.check()
-    found = find_sources(config.data, fps=config.fps, split=config.split)
-    labelled = [s for s in found if s.has_masks][: config.most]
-    if not labelled:
-        raise TimetError(f"{config.data} holds {found} and no masks; forwarding needs videos with masks")
-    unknown = sorted(set(config.background) - set(found.classes.values()))
-    if unknown:
-        raise TimetError(f"--background names {unknown[0]}, the categories are {', '.join(found.classes.values())}")
-    sources = Sources(labelled, found.root, found.layout, found.classes, found.semantic)
+    sources = find_sources(config.data, fps=config.fps, split=config.split).labelled()[: config.most]
+    category_ids(config.background, sources.classes)  # refuses names that are none
     device = pick_device(config.device)
     methods = [m for m in dict.fromkeys(config.method) if m in FLOWS]
     estimators = {m: flow_estimator(m, raft_weights=config.raft_weights, device=device) for m in methods}
-    backbone = open_backbone(config.checkpoint, backbone=config.backbone, seed=config.seed).to(device).eval()
+    backbone = config.open().to(device).eval()
     print(f"{backbone.name} ({backbone.source}) on {sources.layout}: {len(sources)} videos, "
           f"{'objects as one foreground' if config.merge else 'each object for itself'}")  # fmt: skip
-    result = {"settings": asdict(config), "network": backbone.name, "weights": backbone.source,
-              "fingerprint": fingerprint(backbone), "layout": sources.layout, "versions": versions(device)}  # fmt: skip
+    result = config.facts(backbone) | {"settings": asdict(config), "layout": sources.layout}
     if config.davis:
         scores, left = score_davis(config, backbone, sources, estimators)
         print(
@@ -505,9 +483,7 @@ def run(
     for line in left[:10]:
         print(f"left out: {line}")
     result["left_out"] = left
-    if config.out:
-        write_json(config.out, result)
-    return result
+    return config.write(result)
 
 # %% ../../nbs/16_eval.forwarding.ipynb #5f22298c
 def main(
