@@ -11,14 +11,12 @@ from scipy.ndimage import gaussian_filter
 from timet.backbone import create_backbone
 from timet.core import TimetError
 from timet.eval import foreground as room
+from timet.eval.attention import WithAttention, attention_masks, class_attention
 from timet.eval.cluster import confusion, match_hungarian, miou
 from timet.eval.foreground import (
     VARIANTS,
-    WithAttention,
     _Rows,
-    attention_masks,
     choose_threshold,
-    class_attention,
     cluster_scores,
     foreground,
     foreground_clusters,

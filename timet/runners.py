@@ -222,7 +222,8 @@ def run_forward(bench: Bench, name: str, measure: Measure) -> Answer:
 # %% ../nbs/40g_runners.ipynb #500f6ad6
 def _foreground(bench: Bench, name: str, measure: Measure) -> tuple[Any, np.ndarray, Any, Any]:
     "What is foreground, the tokens, the set they are of, and its pictures."
-    from timet.eval.foreground import WithAttention, attention_masks, foreground
+    from timet.eval.attention import WithAttention, attention_masks
+    from timet.eval.foreground import foreground
 
     sizes, net = settings_of(measure, bench.plan.sample), WithAttention(bench.backbone(name))
     grounds, parts, sets = _objects_only(bench, measure.data), [], []
