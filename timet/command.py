@@ -104,7 +104,7 @@ class NetworkConfig:
             write_json(self.out, report)
         return report
 
-
+# %% ../nbs/10b_command.ipynb #1568de19
 @dataclass(frozen=True)
 class TokensConfig(NetworkConfig):
     "The same, where tokens are kept."

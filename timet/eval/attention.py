@@ -60,7 +60,7 @@ class WithAttention(nn.Module):
         tokens, attention = self.both(images)
         return torch.cat([tokens, attention.mean(1)[..., None].to(tokens)], -1)
 
-
+# %% ../../nbs/13a_eval.attention.ipynb #aa89900f
 @torch.no_grad()
 def class_attention(
     backbone: Any,  # A timm ViT with a class token, from `timet.backbone`

@@ -126,7 +126,7 @@ class _Rows:
                 out.append(block[a - a // n * n : b - a // n * n])
         return np.concatenate(out) if out else np.empty((0, self.shape[1]), np.float32)
 
-
+# %% ../../nbs/14_eval.foreground.ipynb #e0c85f51
 @dataclass(frozen=True, eq=False)
 class Foreground:
     "What CBFE found in a set of pictures."
@@ -147,7 +147,7 @@ class Foreground:
         return (f"Jaccard {100 * self.jaccard:.1f} (attention alone {100 * self.attention_jaccard:.1f}), "
                 f"threshold {self.threshold:.2f}: {used}")  # fmt: skip
 
-
+# %% ../../nbs/14_eval.foreground.ipynb #678dea5a
 def foreground(
     tokens: np.ndarray,  # Patch tokens `(b n d)`
     masks: np.ndarray,  # True ids, 0 background, 255 rims `(b H W)`
@@ -321,7 +321,7 @@ def load_part(
     tokens = gaze.tokens[..., :-1] if own is gaze else own.tokens
     return replace(own, tokens=tokens, masks=np.where(np.isin(own.masks, grounds), 0, own.masks)), attended
 
-
+# %% ../../nbs/14_eval.foreground.ipynb #3ba72959
 def run(
     config: ForegroundConfig,
 ) -> dict[str, Any]:  # What `--out` writes; empty in all processes but the first
