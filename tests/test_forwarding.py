@@ -12,17 +12,13 @@ from torch import nn
 
 from timet.core import TimetError, samples_dir
 from timet.data import find_sources
+from timet.eval.carry import enlarge, forward_masks, forward_stream, mask_map, object_masks
 from timet.eval.flow import flow_estimator, flow_masks
 from timet.eval.forwarding import (
     VARIANTS,
     ForwardingConfig,
-    enlarge,
-    forward_masks,
-    forward_stream,
     frame_scores,
     main,
-    mask_map,
-    object_masks,
     step_index,
 )
 from timet.eval.jf import boundary, contour_accuracy, davis_j_f, mean_recall_decay, region_similarity, summarize
