@@ -81,8 +81,8 @@ class TrainConfig:
     A preset sets the defaults; any flag beside it wins."""
 
     preset: Literal["demo", "paper", "ablation"] = "demo"  # Which set of values the other flags start from
-    data: Path | None = None  # Video file, or folder of videos or of frame folders; None: the sample clips
-    val_data: Path | None = None  # Held-out clips with masks, for scores before and after; None: the sample world's
+    data: Path | None = None  # Video file, or folder of videos or of frame folders; None or samples: the sample clips
+    val_data: Path | None = None  # Held-out clips with masks, to score before and after; samples: the sample world's
     split: str | None = None  # Part of --data: a folder (train), a list of ImageSets (val), or a file of names
     val_split: str | None = None  # The same for --val-data
     fps: float | None = None  # Frames a second of frame folders; None: what their layout says (DAVIS 24, YT-VOS 6)
@@ -147,6 +147,8 @@ class TrainConfig:
         for name in ("data", "val_data", "out"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, Path(getattr(self, name)).expanduser())
+        if self.data == Path("samples") and not self.data.exists():
+            object.__setattr__(self, "data", None)
         if isinstance(self.head, list):
             object.__setattr__(self, "head", tuple(self.head))
         check_config(self)

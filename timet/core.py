@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['C', 'TimetError', 'check_shape', 'parse', 'run_command', 'seed_everything', 'pick_device', 'pick_precision',
-           'atomic_write', 'write_json', 'progress', 'samples_dir']
+           'atomic_write', 'write_json', 'progress', 'samples_dir', 'data_folder']
 
 # %% ../nbs/00_core.ipynb #49cdd65a
 import json
@@ -225,3 +225,16 @@ def samples_dir() -> Path:
         if (root / "README.md").exists():
             return root
     raise TimetError("this installation has no sample clips; make them with `python -m timet.samples --out FOLDER`")
+
+# %% ../nbs/00_core.ipynb #38ab32ef
+def data_folder(
+    path: str | Path | None,  # As given on a command line
+    part: str = "",  # Of the sample clips: `train` or `heldout`; both, where none is given
+) -> Path:
+    """What `--data` means: nothing, and `samples` where no folder of that name is here, are the packaged sample clips.
+
+    Raises `TimetError` where this installation has none.
+    """
+    if path is None or (Path(path) == Path("samples") and not Path(path).exists()):
+        return samples_dir() / part
+    return Path(path)

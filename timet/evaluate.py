@@ -19,7 +19,16 @@ import tyro
 
 from .backbone import Backbone, create_backbone, load_backbone
 from .cache import cache_folder, content_key, fingerprint, kept_arrays, say_size
-from .core import TimetError, parse, pick_device, pick_precision, run_command, seed_everything, write_json
+from timet.core import (
+    TimetError,
+    data_folder,
+    parse,
+    pick_device,
+    pick_precision,
+    run_command,
+    seed_everything,
+    write_json,
+)
 from .data import Sources, find_sources
 from .eval.tokens import VideoTokens, extract_tokens, this_shard
 from .eval.video import Score, evaluate
@@ -67,8 +76,8 @@ class EvaluateConfig:
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
-    data: Path
-    "Videos with masks: DAVIS, YouTube-VOS, or a folder like data_samples/heldout."
+    data: Path = Path("samples")
+    "Videos with masks: DAVIS, YouTube-VOS, or a folder; samples: the held-out sample clips."
     protocol: tuple[Literal["frame", "clip", "dataset"], ...] = ()
     "What is clustered and matched together; all that the data allow, where none is given."
     k: tuple[str, ...] = ("gt",)
@@ -109,6 +118,9 @@ class EvaluateConfig:
     "Where tokens are kept; $TIMET_CACHE or ~/.cache/timet, where none is given."
     no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Keep no tokens."
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", data_folder(self.data, "heldout"))
 
     def check(self) -> None:
         "Raises `TimetError` where a number makes no sense."
@@ -270,7 +282,7 @@ def run(
 def main(
     argv: list[str] | None = None,  # The words after the command; `None` reads the real command line
 ) -> None:
-    "`python -m timet.evaluate CHECKPOINT --data PATH`."
+    "`python -m timet.evaluate CHECKPOINT [--data PATH]`."
     run_command(lambda: run(parse(EvaluateConfig, argv, "python -m timet.evaluate")), "timet.evaluate")
 
 # %% ../nbs/11_evaluate.ipynb #7f29f710

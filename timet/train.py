@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from .backbone import export_backbone
 from .config import TrainConfig, continued, read_command
-from .core import TimetError, pick_precision, progress, run_command, samples_dir, write_json
+from .core import TimetError, data_folder, pick_precision, progress, run_command, write_json
 from .data import Source, find_sources
 from .report import load_snapshot, look, score_lines, write_report
 from .run import RunLog, StopSignal, claim_folder, random_states, read_log, restore_random_states, versions
@@ -106,7 +106,8 @@ def held_out(
     if not config.eval:
         return []
     if config.val_data or not config.data:
-        sources = find_sources(config.val_data or samples_dir() / "heldout", fps=config.fps, split=config.val_split)
+        found = data_folder(config.val_data, "heldout")
+        sources = find_sources(found, fps=config.fps, split=config.val_split)
         return sources[:: -(-len(sources) // config.eval_clips)]
     sources = find_sources(config.data, fps=config.fps, split=config.split)
     return [source for source in sources[:: -(-len(sources) // min(config.eval_clips, 8))] if _readable(source)]

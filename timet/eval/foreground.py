@@ -22,7 +22,7 @@ from timm.models import VisionTransformer
 from torch import Tensor, nn
 from torchvision.transforms.functional import gaussian_blur
 
-from ..core import TimetError, check_shape, parse, run_command, write_json
+from ..core import TimetError, check_shape, data_folder, parse, run_command, write_json
 from .cluster import confusion, kmeans, match_hungarian, miou, standardize_pca
 from .tokens import resize_labels
 from .video import Score
@@ -368,8 +368,8 @@ class ForegroundConfig:
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
-    data: Path
-    "Pictures with masks (Pascal VOC), or videos with masks, of which frames are taken."
+    data: Path = Path("samples")
+    "Pictures with masks (Pascal VOC), or videos with masks, of which frames are taken; samples: the sample clips."
     split: str = "val"
     "The part that is measured."
     train_split: str | None = None
@@ -406,6 +406,9 @@ class ForegroundConfig:
     "Also write everything to this JSON file."
     no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Keep no tokens."
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", data_folder(self.data, "heldout"))
 
 # %% ../../nbs/14_eval.foreground.ipynb #ed5bf705
 def load_part(

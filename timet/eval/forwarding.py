@@ -24,7 +24,17 @@ from torch import Tensor
 
 from ..cache import fingerprint
 from ..clips import EvalTransform, clip_index, denormalize
-from ..core import TimetError, check_shape, parse, pick_device, pick_precision, progress, run_command, write_json
+from timet.core import (
+    TimetError,
+    check_shape,
+    data_folder,
+    parse,
+    pick_device,
+    pick_precision,
+    progress,
+    run_command,
+    write_json,
+)
 from ..data import Source, Sources, find_sources
 from .cluster import confusion, match_hungarian, miou
 from .flow import FLOWS, flow_estimator, flow_masks
@@ -232,8 +242,8 @@ class ForwardingConfig:
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
-    data: Path
-    "Videos with masks: DAVIS, YouTube-VOS, or a folder like data_samples/heldout."
+    data: Path = Path("samples")
+    "Videos with masks: DAVIS, YouTube-VOS, or a folder; samples: the held-out sample clips."
     davis: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "J and F on full videos, instead of mean IoU over steps."
     method: tuple[Literal["copy", "dis", "farneback", "raft", "ff"], ...] = ("copy", "dis", "ff")
@@ -284,6 +294,9 @@ class ForwardingConfig:
     "With --davis: write predicted masks below this folder, as METHOD/VIDEO/FRAME.png."
     out: Path | None = None
     "Also write everything to this JSON file."
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", data_folder(self.data, "heldout"))
 
     def check(self) -> None:
         "Raises `TimetError` where a setting makes no sense."

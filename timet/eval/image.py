@@ -18,7 +18,7 @@ import tyro
 from einops import rearrange
 
 from ..cache import fingerprint, image_tokens
-from ..core import TimetError, check_shape, parse, pick_device, progress, run_command, write_json
+from ..core import TimetError, check_shape, data_folder, parse, pick_device, progress, run_command, write_json
 from .cluster import assign, confusion, miou, standardize_pca, train_kmeans
 from .tokens import ImageTokens, as_float, resize_labels
 from .video import MATCHINGS, Score, cluster_pixels
@@ -243,8 +243,8 @@ class ImageConfig:
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
-    data: Path
-    "Images with masks: Pascal VOC as downloaded, or folders images and masks, or videos with masks."
+    data: Path = Path("samples")
+    "Images with masks: Pascal VOC as downloaded, folders images and masks, or videos with masks; samples: the sample clips."
     k: tuple[str, ...] = ("21", "500")
     "Numbers of clusters, or gt: as many as classes occur (the paper: 21, 500, 300, 150)."
     variant: Literal["paper", "released", "clean"] = "paper"
@@ -283,6 +283,9 @@ class ImageConfig:
     "Where tokens are kept; $TIMET_CACHE or ~/.cache/timet, where none is given."
     no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Keep no tokens."
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", data_folder(self.data, "heldout"))
 
     def check(self) -> None:
         "Raises `TimetError` where a number makes no sense."

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from ..cache import fingerprint, image_tokens
 from ..clips import IMAGENET_STD, ClipAugment, ClipPlan
-from ..core import TimetError, pick_device, pick_precision
+from ..core import TimetError, data_folder, pick_device, pick_precision
 from ..data import Sources, find_sources
 from .tokens import ImageTokens, as_float, resize_labels
 from ..images import Images, find_images, frames_as_images
@@ -248,8 +248,8 @@ class LabelledConfig:
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
-    data: Path
-    "Labelled images: Pascal VOC as downloaded, a folder with images and masks; or videos with masks."
+    data: Path = Path("samples")
+    "Labelled images: Pascal VOC as downloaded, a folder with images and masks; or videos with masks; samples: the sample clips."
     train_split: str = "trainaug"
     "Images to learn from."
     val_split: str = "val"
@@ -274,6 +274,9 @@ class LabelledConfig:
     "Where tokens are kept; $TIMET_CACHE or ~/.cache/timet, where none is given."
     no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Keep no tokens."
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", data_folder(self.data, "heldout"))
 
 # %% ../../nbs/12a_eval.labelled.ipynb #1d228e6b
 def stored_tokens(
