@@ -117,9 +117,7 @@ class TrainConfig:
     topk: int | None = 5  # Strongest affinities kept over all past frames; None: all (code: 5)
     temperature: float = 0.1  # Of the affinities (paper, App. A: 0.1)
     context: int = 7  # Past frames at most, beside the first (code: 7)
-    order: Literal["mask_first", "eq4", "listing1"] = (
-        "mask_first"  # Where the window acts (code; paper, Eq. 4, List. 1)
-    )
+    order: Literal["mask_first", "eq4", "listing1"] = "mask_first"  # Where the window acts (code; Eq. 4; List. 1)
     epsilon: float = 0.05  # Sinkhorn's entropy weight (code: 0.05)
     iterations: int = 10  # Sinkhorn's iterations (code: 10)
     sinkhorn_rows: Literal["first", "all"] = "first"  # Tokens it balances: the first frames' (paper, Eq. 9), or all
