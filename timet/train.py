@@ -24,7 +24,7 @@ from .core import TimetError, data_folder, pick_precision, progress, run_command
 from .data import Source, find_sources
 from .report import load_snapshot, look, score_lines, write_report
 from .run import RunLog, StopSignal, claim_folder, random_states, read_log, restore_random_states, versions
-from .session import Session, restore, save, start_accelerator, start_session, step_batches, train_step
+from .session import Session, readable, restore, save, start_accelerator, start_session, step_batches, train_step
 
 # %% ../nbs/09_train.ipynb #dc32c5d6
 def note_bad(
@@ -110,15 +110,7 @@ def held_out(
         sources = find_sources(found, fps=config.fps, split=config.val_split)
         return sources[:: -(-len(sources) // config.eval_clips)]
     sources = find_sources(config.data, fps=config.fps, split=config.split)
-    return [source for source in sources[:: -(-len(sources) // min(config.eval_clips, 8))] if _readable(source)]
-
-
-def _readable(source: Source) -> bool:
-    "Can its first and last frame be read?"
-    try:
-        return len(source.frames([0, source.num_frames - 1])) == 2
-    except TimetError:
-        return False
+    return [source for source in sources[:: -(-len(sources) // min(config.eval_clips, 8))] if readable(source)]
 
 
 def glance(
