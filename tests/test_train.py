@@ -10,9 +10,8 @@ import socket
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import fields, replace
-from io import StringIO
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +22,7 @@ from PIL import Image
 
 from timet import train as room
 from timet.config import FREE, PRESETS, TrainConfig, continued, load_config, preset_config, read_command
-from timet.core import TimetError
+from timet.core import TimetError, run_command
 from timet.report import Snapshot, load_snapshot, matched, score_lines, write_report
 from timet.run import RunLog, StopSignal, claim_folder, load_checkpoint, read_log, save_checkpoint
 from timet.session import MODEL, cosine, start_accelerator, start_session, step_batches, train_step
@@ -310,13 +309,40 @@ def test_asked_to_stop(world: Path, tmp_path: Path, launch, number: int) -> None
 
 def test_the_message_after_a_stop(world: Path, tmp_path: Path) -> None:
     "It says how far the run came and how to go on."
-    said = StringIO()
-    with redirect_stdout(said), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stop:
         train(config(world, tmp_path / "run"), lambda record: os.kill(os.getpid(), signal.SIGINT))
-    assert (
-        f"stopped after step 2 of 4; all is saved, go on with: python -m timet.train --resume {tmp_path}"
-        in said.getvalue()
-    )
+    assert str(stop.value).startswith("stopped after step 2 of 4; all is saved, go on with: ")
+    assert str(stop.value).endswith(f"python -m timet.train --resume {tmp_path}/run")
+
+
+def test_a_stop_is_said_once(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    "One line on stderr, by the first process alone, and no bare `interrupted` behind it."
+    monkeypatch.setattr(room, "train", partial(train, on_step=lambda record: os.kill(os.getpid(), signal.SIGINT)))
+    with pytest.raises(SystemExit) as stop:
+        main(words(config(world, tmp_path / "run")))
+    said = capsys.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if re.search("stopped|interrupted", line)]
+    assert stop.value.code == 130
+    assert len(lines) == 1 and lines[0].startswith("timet.train: stopped after step ") and "--resume" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("rank", "words", "line"), [("0", "", "demo: interrupted\n"), ("0", "saved", "demo: saved\n"), ("1", "saved", "")]
+)
+def test_what_an_interrupt_says(
+    rank: str, words: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    "The command's words, `interrupted` without any, and nothing from the other processes."
+
+    def stopped() -> None:
+        raise KeyboardInterrupt(*filter(None, [words]))
+
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stop:
+        run_command(stopped, "demo")
+    assert stop.value.code == 130 and capsys.readouterr().err == line
 
 
 # -- several processes -------------------------------------------------------------------------------------------------

@@ -71,14 +71,18 @@ def run_command(
     command: Callable[[], object],  # What to do
     prog: str,  # The name in front of the message
 ) -> None:
-    "Call a command; turn a user's mistake into one line on stderr and status 2, and Ctrl-C into status 130."
+    """Call a command; turn a user's mistake into one line on stderr and status 2, and Ctrl-C into status 130.
+
+    A `KeyboardInterrupt` with words says how to go on: they stand where `interrupted` would.
+    """
     try:
         command()
     except TimetError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(f"{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -205,7 +205,8 @@ def train(
 ) -> Path:  # The run folder
     """Tune a backbone on videos, from the first step or from where a run was left.
 
-    Raises `TimetError` as the parts do, and `KeyboardInterrupt` after a stop that was asked for, once all is saved.
+    Raises `TimetError` as the parts do, and `KeyboardInterrupt` after a stop that was asked for, once all is
+    saved, which says how to go on.
     """
 
     accelerator = start_accelerator(config)
@@ -234,12 +235,10 @@ def train(
     if main:
         export_backbone(session.inner.backbone, session.folder / "backbone.safetensors")
     if not finished:
-        if main:
-            again = f"python -m timet.train --resume {session.folder}"
-            print(
-                f"stopped after step {session.step} of {session.total}; all is saved, go on with: {again}", flush=True
-            )
-        raise KeyboardInterrupt
+        again = f"python -m timet.train --resume {session.folder}"
+        raise KeyboardInterrupt(
+            f"stopped after step {session.step} of {session.total}; all is saved, go on with: {again}"
+        )
     if main:
         finish(session, sources)
     return session.folder
