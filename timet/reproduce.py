@@ -151,7 +151,7 @@ def train_missing(
             print(f"\n{name}\n$ {as_command(words)}", flush=True)
             status = subprocess.run([sys.executable, "-m", "timet.train", *words]).returncode
             if status == 130:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"stopped while {name} was trained; the same command goes on from there")
             if status:
                 raise TimetError(f"training {name} ended with status {status}; the line was: {as_command(words)}")
         made[name] = str(folder)
