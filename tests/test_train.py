@@ -222,6 +222,17 @@ def test_max_steps_counts_steps_not_epochs(world: Path, tmp_path: Path) -> None:
         assert [row["step"] for row in read_log(run / "log.jsonl")] == list(range(1, steps + 1))
 
 
+@pytest.mark.parametrize(("steps", "every", "lines"), [(5, 10, [1, 5]), (5, 2, [1, 2, 4, 5]), (1, 10, [1])])
+def test_first_and_last_step_are_logged(
+    world: Path, tmp_path: Path, steps: int, every: int, lines: list[int], capsys: pytest.CaptureFixture
+) -> None:
+    "However rarely the others are: five steps of the paper's preset show how the loss went."
+    run = train(config(world, tmp_path / "run", max_steps=steps, log_every=every))
+    assert [row["step"] for row in read_log(run / "log.jsonl")] == lines
+    first, last = losses(run)[0], losses(run)[-1]
+    assert f"loss {first:.3f} -> {last:.3f} in {steps} steps" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "values",
     [{"target": "soft"}, {"forwarded": "none"}, {"forwarded": "identity"}, {"forwarded": "logits"}, {"order": "eq4"},

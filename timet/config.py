@@ -135,7 +135,7 @@ class TrainConfig:
 
     save_every: int = 100  # Steps between checkpoints; 0: by time alone
     save_seconds: float = 300.0  # Seconds after which a checkpoint is due in any case
-    log_every: int = 1  # Steps between lines of log.jsonl
+    log_every: int = 1  # Steps between lines of log.jsonl; the first and the last step have one always
     eval: bool = True  # Look at held-out clips before and after: cluster maps, and scores where there are masks
     eval_clips: int = 200  # Held-out clips at most, evenly spaced
     eval_clusters: int = 30  # K of the over-clustering score (paper, Table 4: 10, 200, 500)

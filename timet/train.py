@@ -20,10 +20,19 @@ from tqdm import tqdm
 
 from .backbone import export_backbone
 from .config import TrainConfig, continued, read_command
-from .core import TimetError, data_folder, pick_precision, progress, run_command, write_json
+from .core import data_folder, pick_precision, progress, run_command, write_json
 from .data import Source, find_sources
 from .report import load_snapshot, look, score_lines, write_report
-from .run import RunLog, StopSignal, claim_folder, random_states, read_log, release_folder, restore_random_states, versions
+from timet.run import (
+    RunLog,
+    StopSignal,
+    claim_folder,
+    random_states,
+    read_log,
+    release_folder,
+    restore_random_states,
+    versions,
+)
 from .session import Session, readable, restore, save, start_accelerator, start_session, step_batches, train_step
 
 # %% ../nbs/09_train.ipynb #dc32c5d6
@@ -79,7 +88,7 @@ def fit(
             numbers, (due, halt) = train_step(session, parts, (overdue, stop.asked))
             note_bad(session, parts)
             end = halt or session.step == session.total
-            if end or session.step % config.log_every == 0:
+            if end or session.step == 1 or session.step % config.log_every == 0:
                 clock = time.monotonic()
                 rate = (session.step - since) * size / max(clock - logged, 1e-9)
                 logged, since = clock, session.step
@@ -181,7 +190,9 @@ def finish(
     before = session.seen.get("before") or (load_snapshot(folder / "before.json") if sources else None)
     after = session.seen.get("after")
     data = config.data or "the sample clips"
-    rate = len(log) / sum(1 / max(row["clips_per_second"], 1e-9) for row in log) if log else 0.0
+    gaps = [row["step"] - last for last, row in zip([0, *(row["step"] for row in log)], log)]
+    clock = sum(gap / max(row["clips_per_second"], 1e-9) for gap, row in zip(gaps, log))
+    rate = sum(gaps) / clock if log else 0.0
     write_report(
         folder / "report.html",
         title=f"Time-tuning {config.backbone}",
