@@ -459,6 +459,33 @@ def test_finished_run_can_be_resumed(world: Path, tmp_path: Path) -> None:
     assert losses(run) == before and (run / "report.html").exists()
 
 
+def test_resuming_a_finished_run_says_so(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    "It is finished, how to train longer, and nothing is written where nothing is missing or out of date."
+
+    def state() -> dict[Path, tuple[int, int]]:
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*") if p.is_file()}
+
+    run = train(config(world, tmp_path / "run", eval=True, val_data=world, max_steps=2))
+    before = state()
+    capsys.readouterr()
+    assert train(read_command(["--resume", str(run)])) == run
+    said = capsys.readouterr().out
+    assert state() == before
+    assert f"the run {run} is finished already, after 2 steps: report: {run / 'report.html'}" in said
+    assert "more --max-steps" in said and "from step" not in said and "loss" not in said
+    # what it says about training longer is true
+    flags = re.search(r"with (--backbone \S+ --weights \S+)", said).group(1).split()
+    longer = train(read_command([*words(config(world, tmp_path / "longer", max_steps=1)), *flags]))
+    assert len(losses(longer)) == 1
+    # killed between the last checkpoint and the end: export and report are older than it, or not there
+    os.utime(run / "checkpoints/last.pt")
+    train(read_command(["--resume", str(run)]))
+    assert "only its results are made again" in capsys.readouterr().out
+    after = state()
+    assert {p.name for p in before if after[p] != before[p]} >= {"report.html", "after.json", "backbone.safetensors"}
+    assert after.keys() == before.keys() and after[run / "log.jsonl"] == before[run / "log.jsonl"]
+
+
 def test_default_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     "`runs/demo`, then `runs/demo-2`."
     monkeypatch.chdir(tmp_path)
