@@ -20,7 +20,7 @@ from torch import nn
 
 from .backbone import Backbone, create_backbone, load_backbone
 from .cache import fingerprint, image_tokens
-from .core import TimetError, pick_device, seed_everything, write_json
+from .core import TimetError, data_folder, pick_device, seed_everything, write_json
 from .eval.tokens import ImageTokens
 from .eval.video import Score
 from .images import Images, find_images
@@ -68,8 +68,8 @@ class NetworkConfig:
 
     checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
-    data: Path
-    "What is measured on."
+    data: Path = Path("samples")
+    "What is measured on; samples: the held-out sample clips."
     backbone: str | None = None
     "The network of a checkpoint file that does not say it, or of random."
     seed: int = 0
@@ -82,6 +82,9 @@ class NetworkConfig:
     "Also write everything to this JSON file."
 
     least: ClassVar[dict[str, int]] = {"seed": 0}  # The smallest that a number may be, where it is not 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "data", data_folder(self.data, "heldout"))
 
     def check(self) -> None:
         "Raises `TimetError` where a whole number is too small."

@@ -28,8 +28,8 @@ from .eval.video import Score, evaluate
 class EvaluateConfig(TokensConfig):
     "Unsupervised video segmentation of a checkpoint: per frame, per clip, per dataset (Table 4)."
 
-    data: Path
-    "Videos with masks: DAVIS, YouTube-VOS, or a folder like data_samples/heldout."
+    data: Path = Path("samples")
+    "Videos with masks: DAVIS, YouTube-VOS, or a folder; samples: the held-out sample clips."
     protocol: tuple[Literal["frame", "clip", "dataset"], ...] = ()
     "What is clustered and matched together; all that the data allow, where none is given."
     k: tuple[str, ...] = ("gt",)
@@ -194,7 +194,7 @@ def run(
 def main(
     argv: list[str] | None = None,  # The words after the command; `None` reads the real command line
 ) -> None:
-    "`python -m timet.evaluate CHECKPOINT --data PATH`."
+    "`python -m timet.evaluate CHECKPOINT [--data PATH]`."
     run_command(lambda: run(parse(EvaluateConfig, argv, "python -m timet.evaluate")), "timet.evaluate")
 
 # %% ../nbs/11_evaluate.ipynb #7f29f710

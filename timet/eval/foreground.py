@@ -277,8 +277,8 @@ def foreground_clusters(
 class ForegroundConfig(ImagesConfig):
     "Cluster-based foreground extraction and the salient-object Jaccard (Tables 6 and 10)."
 
-    data: Path
-    "Pictures with masks (Pascal VOC), or videos with masks, of which frames are taken."
+    data: Path = Path("samples")
+    "Pictures with masks (Pascal VOC), or videos with masks, of which frames are taken; samples: the sample clips."
     split: str = "val"
     "The part that is measured."
     train_split: str | None = None

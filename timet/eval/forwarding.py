@@ -92,8 +92,8 @@ def step_index(
 class ForwardingConfig(NetworkConfig):
     "Forward the first frame's masks: mean IoU over steps in time (Table 11), or J and F (DAVIS, semi-supervised)."
 
-    data: Path
-    "Videos with masks: DAVIS, YouTube-VOS, or a folder like data_samples/heldout."
+    data: Path = Path("samples")
+    "Videos with masks: DAVIS, YouTube-VOS, or a folder; samples: the held-out sample clips."
     davis: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "J and F on full videos, instead of mean IoU over steps."
     method: tuple[Literal["copy", "dis", "farneback", "raft", "ff"], ...] = ("copy", "dis", "ff")

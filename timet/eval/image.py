@@ -238,8 +238,8 @@ def mean_colour_tokens(
 class ImageConfig(ImagesConfig):
     "Unsupervised segmentation of images: clustering and over-clustering of a checkpoint (Tables 1-3, 5, 10)."
 
-    data: Path
-    "Images with masks: Pascal VOC as downloaded, or folders images and masks, or videos with masks."
+    data: Path = Path("samples")
+    "Images with masks: Pascal VOC as downloaded, folders images and masks, or videos with masks; samples: the sample clips."
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
     "Of the backbone."
     per_video: Annotated[int, tyro.conf.arg(aliases=["--frames"])] = 4

@@ -243,8 +243,8 @@ class BlueShift(nn.Module):
 class LabelledConfig(ImagesConfig):
     "A checkpoint, and labelled images to learn from and to score."
 
-    data: Path
-    "Labelled images: Pascal VOC as downloaded, a folder with images and masks; or videos with masks."
+    data: Path = Path("samples")
+    "Labelled images: Pascal VOC as downloaded, a folder with images and masks; or videos with masks; samples: the sample clips."
     train_split: str = "trainaug"
     "Images to learn from."
     val_split: str = "val"
