@@ -34,11 +34,8 @@ class WithAttention(nn.Module):
                 "take a ViT that has one, or take the attention of another network"
             )
         self.backbone, self.name, self.source = backbone, f"{backbone.name} with attention", backbone.source
-        self.image_size, self.patch_size, self.embed_dim = (
-            backbone.image_size,
-            backbone.patch_size,
-            backbone.embed_dim + 1,
-        )
+        self.image_size, self.patch_size = backbone.image_size, backbone.patch_size
+        self.embed_dim = backbone.embed_dim + 1
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
         return self.backbone.grid(height, width)

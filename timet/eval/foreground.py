@@ -200,15 +200,8 @@ def foreground(
     pred = (np.nan_to_num(scores[0], nan=-1.0) >= cut - 1e-9)[labels[0]]
     per_image, noisy = (jaccard(resize_labels(x, masks.shape[1:]), masks) for x in (pred, attention))
     mean, base = (float(np.nanmean(x)) if np.isfinite(x).any() else float("nan") for x in (per_image, noisy))
-    settings = {
-        "variant": variant,
-        "k": k,
-        "threshold": threshold,
-        "pca": pca,
-        "images": len(masks),
-        "grid": list(grid),
-        **run,
-    }
+    settings = {"variant": variant, "k": k, "threshold": threshold, "pca": pca, "images": len(masks)}
+    settings |= {"grid": list(grid), **run}
     return Foreground(pred, mean, per_image, base, cut, labels[0], scores[0], used, settings)
 
 # %% ../../nbs/14_eval.foreground.ipynb #6de74dfc
@@ -263,14 +256,8 @@ def foreground_clusters(
         "seeds": seeds,
         "pca": pca,
     }
-    return Score(
-        float(np.mean(values)),
-        float(np.std(values)),
-        np.array(values),
-        np.mean(classes, 0),
-        np.array(values)[:, None],
-        settings,
-    )
+    values = np.array(values)
+    return Score(float(values.mean()), float(values.std()), values, np.mean(classes, 0), values[:, None], settings)
 
 # %% ../../nbs/14_eval.foreground.ipynb #b4a595c4
 @dataclass(frozen=True)

@@ -331,14 +331,8 @@ def run(
         print(
             f"\n{format_davis(scores)}\n\nJ and F in %, mean over objects, first and last frame left out (DAVIS-2017)"
         )
-        result["scores"] = [
-            {
-                "method": m,
-                **summarize(v),
-                "videos": {x.name: {"ids": x.ids, "J": x.j.mean(1), "F": x.f.mean(1)} for x in v},
-            }
-            for m, v in scores.items()
-        ]
+        each = {m: {x.name: {"ids": x.ids, "J": x.j.mean(1), "F": x.f.mean(1)} for x in v} for m, v in scores.items()}
+        result["scores"] = [{"method": m, **summarize(v), "videos": each[m]} for m, v in scores.items()]
     else:
         rows, left = score_steps(config, backbone, sources, estimators)
         print(f"\n{format_steps(rows)}\n\nmean IoU in %, background left out, variant {config.variant}: mean over the "

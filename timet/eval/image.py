@@ -122,7 +122,7 @@ def _plan(variant: str, k: Any, matching: str, order: str | None, max_points: in
         raise TimetError(f"k-means needs at least as many rows as clusters, got max_points={max_points} for k={k}")
     return chosen
 
-
+# %% ../../nbs/12_eval.image.ipynb #669f1dfa
 def _inputs(
     tokens: Any, masks: np.ndarray | None, grid: tuple[int, int] | None, drop_last: int | None, force: bool
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int], dict[int, str] | None]:
