@@ -293,7 +293,7 @@ def train(
     if finished is None and (not main or rests(session, sources)):
         return session.folder
     if main:
-        export_backbone(session.inner.backbone, session.folder / "backbone.safetensors")
+        export_backbone(session.inner.backbone, session.folder / "backbone.safetensors", made="time-tuned")
     if finished is False:
         again = f"python -m timet.train --resume {session.folder}"
         raise KeyboardInterrupt(
