@@ -1,10 +1,12 @@
 """The training loop: schedules, steps against a naive loop, resume after `kill -9`, several processes, the run folder."""
 
+import html
 import json
 import math
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
@@ -22,7 +24,7 @@ from PIL import Image
 
 from timet import train as room
 from timet.config import FREE, PRESETS, TrainConfig, continued, load_config, preset_config, read_command
-from timet.core import TimetError, run_command
+from timet.core import TimetError, parse, run_command
 from timet.report import Snapshot, load_snapshot, matched, score_lines, write_report
 from timet.run import RunLog, StopSignal, claim_folder, load_checkpoint, read_log, save_checkpoint
 from timet.session import MODEL, cosine, start_accelerator, start_session, step_batches, train_step
@@ -425,6 +427,48 @@ def test_run_folder_and_report(world: Path, tmp_path: Path) -> None:
     assert timm.__version__
     events = list((run / "tensorboard").iterdir())
     assert len(events) == 1 and events[0].stat().st_size > 100
+
+
+@pytest.mark.parametrize(
+    "values",
+    [{"fps": None}, {"sampling": "uniform", "eval_seeds": 3, "val_split": "list.txt"}],
+    ids=["usual", "unusual"],
+)
+def test_report_names_the_command_that_gives_its_scores(
+    world: Path, tmp_path: Path, values: dict, capsys: pytest.CaptureFixture
+) -> None:
+    "The command, taken from what was printed, prints what the report's scores are of and finds the same numbers."
+    from timet import evaluate
+
+    if "val_split" in values:
+        (tmp_path / "list.txt").write_text("clip_1\nclip_4\nclip_6\n")
+        values = {**values, "val_split": str(tmp_path / "list.txt")}
+    run = train(config(world, tmp_path / "run", eval=True, val_data=world, max_steps=1, **values))
+    line = next(text for text in capsys.readouterr().out.splitlines() if text.startswith("scores of "))
+    clips, command = line.removeprefix("scores of ").split("; the same again: python -m timet.evaluate ")
+    frames = "3 random frames" if "sampling" in values else "3 frames 0.25 s apart"
+    assert clips.startswith(f"{frames} of each video, at 32 x 32 pixels, masks at 32 x 32; ")
+    page = html.unescape((run / "report.html").read_text())
+    assert clips in page and command in page
+    parsed = parse(evaluate.EvaluateConfig, [*shlex.split(command), "--no-cache"])
+    found = {(row["protocol"], row["k"]): row["values"] for row in evaluate.run(parsed)["scores"]}
+    assert f"scores of {clips.split(';')[0]}; variant paper" in capsys.readouterr().out
+    want = load_snapshot(run / "after.json").scores
+    pairs = {"over-clustering, 4 clusters": ("dataset", "4"), "whole set": ("dataset", "gt"), "per clip": ("clip", "gt"),
+             "per frame": ("frame", "gt")}  # fmt: skip
+    assert want.keys() == pairs.keys()
+    for name, key in pairs.items():
+        np.testing.assert_allclose(100 * np.asarray(found[key]), want[name], atol=1e-6)
+
+
+def test_a_part_of_the_held_out_clips_is_said(world: Path, tmp_path: Path) -> None:
+    "The command takes all of them, and that is said too; nothing is said where nothing is scored."
+    settings = config(world, tmp_path / "run", eval=True, val_data=world, eval_clips=4)
+    session = SimpleNamespace(config=settings, folder=tmp_path / "run")
+    words, _ = room.how_scored(session, room.held_out(settings))
+    assert words.endswith("4 held-out clips, evenly spaced among 10, of which the command takes all")
+    own = SimpleNamespace(config=replace(settings, val_data=None), folder=tmp_path)
+    assert room.how_scored(own, room.held_out(own.config)) == ("", "")
 
 
 def test_looking_does_not_change_the_run(world: Path, tmp_path: Path) -> None:
