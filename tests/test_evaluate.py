@@ -16,10 +16,11 @@ from PIL import Image
 from timet import evaluate as room
 from timet.backbone import create_backbone, export_backbone
 from timet.cache import cache_folder, cached_arrays, content_key, fingerprint
+from timet.command import open_backbone
 from timet.core import TimetError
 from timet.data import find_sources
 from timet.eval.video import evaluate
-from timet.evaluate import EvaluateConfig, format_table, load_tokens, main, open_backbone
+from timet.evaluate import EvaluateConfig, format_table, load_tokens, main
 
 TINY = "timet_tiny_patch8_96"
 

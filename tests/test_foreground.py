@@ -1,7 +1,6 @@
 "Cluster-based foreground extraction against loops written from the definition."
 
 import json
-import sys
 import types
 
 import numpy as np
@@ -12,20 +11,19 @@ from scipy.ndimage import gaussian_filter
 from timet.backbone import create_backbone
 from timet.core import TimetError
 from timet.eval import foreground as room
+from timet.eval.attention import WithAttention, attention_masks, class_attention
 from timet.eval.cluster import confusion, match_hungarian, miou
 from timet.eval.foreground import (
     VARIANTS,
-    WithAttention,
     _Rows,
-    attention_masks,
     choose_threshold,
-    class_attention,
     cluster_scores,
     foreground,
     foreground_clusters,
     jaccard,
     main,
 )
+from timet.eval.tokens import ImageTokens
 
 
 @pytest.fixture(scope="module")
@@ -250,21 +248,33 @@ def test_wrong_arrays_are_refused():
         foreground(tokens, masks, attended, (6, 6), variant="other")
 
 
-def test_command(monkeypatch, capsys, tmp_path):
+def test_command(monkeypatch, capsys, tmp_path, tiny):
     "The command with the reading of pictures replaced."
-    parts = {"val": world(0), "train": world(1)}
-    monkeypatch.setattr(room, "load_part", lambda config, split: (*parts[split], (6, 6)))
+    parts = {split: world(i) for i, split in enumerate(("val", "train"))}
+
+    def load_part(config, networks, split):
+        tokens, masks, attended = parts[split]
+        return ImageTokens(tokens, masks, (6, 6), [], {0: "background", 1: "fish"}), attended
+
+    monkeypatch.setattr(room, "load_part", load_part)
+    monkeypatch.setattr("timet.command.open_backbone", lambda *a, **k: tiny)
     short = ["net", "--data", "voc", "--k", "4"]
     main([*short, "--threshold", "otsu", "--classes", "2", "--out", str(tmp_path / "o.json")])
     out = capsys.readouterr().out
-    assert "Jaccard 100.0" in out and "no label used" in out and "mIoU 100.0" in out
-    assert json.loads((tmp_path / "o.json").read_text())["ground_truth"] == "none"
+    assert "Jaccard 100.0" in out and "no label used" in out and "mIoU 100.0" in out and out.startswith(tiny.name)
+    found = json.loads((tmp_path / "o.json").read_text())
+    assert found["ground_truth"] == "none" and found["network"] == tiny.name and found["fingerprint"]
+    assert {"background", "fish"} < set(found["classes"]["per_class"]) and found["classes"]["mean"] == 1.0
     main([*short, "--train-split", "train"])
     assert "true masks of the training pictures" in capsys.readouterr().out
-    main(["net", "--data", "voc", "--k", "4"])
+    main(short)
     assert "own true masks" in capsys.readouterr().out
-    main(["net", "--data", "voc", "--k", "4", "--threshold", "share"])
+    main([*short, "--threshold", "share"])
     assert "no label used" in capsys.readouterr().out
+    # of several processes the first one speaks and writes
+    monkeypatch.setattr(room, "this_shard", lambda: (1, 2))
+    main([*short, "--out", str(tmp_path / "second.json")])
+    assert capsys.readouterr().out == "" and not (tmp_path / "second.json").exists()
 
 
 def test_reading_a_part(monkeypatch, tiny):
@@ -272,24 +282,28 @@ def test_reading_a_part(monkeypatch, tiny):
     images = types.SimpleNamespace(classes={0: "background", 1: "sky", 2: "fish"})
     asked = []
 
-    def tokens_of(backbone, images, **settings):
-        asked.append((backbone, settings["mask_size"]))
+    def tokens_of(config, backbone, images, mask_size, batch_size):
+        asked.append(mask_size)
         with torch.no_grad():
             tokens = backbone.tokens(torch.randn(3, 3, 96, 96)).numpy()
         masks = np.random.default_rng(0).integers(0, 3, (3, 20, 20))
-        return types.SimpleNamespace(tokens=tokens, masks=masks, grid=(12, 12))
+        return ImageTokens(tokens, masks, (12, 12), ["a", "b", "c"])
 
-    stand_in = types.ModuleType("timet.images")
-    stand_in.find_images = lambda path, split, per_video: images
-    monkeypatch.setitem(sys.modules, "timet.images", stand_in)
-    monkeypatch.setattr("timet.cache.image_tokens", tokens_of, raising=False)
-    monkeypatch.setattr("timet.eval.tokens.as_float", np.asarray, raising=False)
-    monkeypatch.setattr(room, "open_backbone", lambda *a, **k: tiny)
+    monkeypatch.setattr(room, "labelled_images", lambda config, split: images)
+    monkeypatch.setattr(room, "stored_tokens", tokens_of)
     config = room.ForegroundConfig("net", "data", background=("sky",))
-    tokens, masks, attended, grid = room.load_part(config, "val")
-    assert tokens.shape == (3, 144, 128) and attended.shape == (3, 12, 12) and grid == (12, 12)
-    assert set(np.unique(masks)) == {0, 2} and len(asked) == 1 and asked[0][1] == 448
-    other = room.ForegroundConfig("net", "data", attention="dino")
-    assert room.load_part(other, "val")[0].shape == (3, 144, 128) and len(asked) == 3
+    part, attended = room.load_part(config, [tiny], "val")
+    assert part.tokens.shape == (3, 144, 128) and attended.shape == (3, 12, 12) and part.grid == (12, 12)
+    assert set(np.unique(part.masks)) == {0, 2} and asked == [448]
+    assert room.load_part(config, [tiny, tiny], "val")[0].tokens.shape == (3, 144, 128) and len(asked) == 3
     with pytest.raises(TimetError, match="the categories are background, sky, fish"):
-        room.load_part(room.ForegroundConfig("net", "data", background=("sea",)), "val")
+        room.load_part(room.ForegroundConfig("net", "data", background=("sea",)), [tiny], "val")
+
+
+def test_stored_bits_are_numbers():
+    "Tokens that are kept as the bits of bf16 give the foreground of their values."
+    tokens, masks, attended = world(0)
+    values = torch.from_numpy(tokens).bfloat16()
+    bits, same = values.view(torch.int16).numpy().view(np.uint16), values.float().numpy()
+    first, second = (foreground(x, masks, attended, (6, 6), k=4, threshold="otsu") for x in (bits, same))
+    np.testing.assert_array_equal(first.labels, second.labels)

@@ -12,18 +12,13 @@ from torch import nn
 
 from timet.core import TimetError, samples_dir
 from timet.data import find_sources
-from timet.eval import forwarding
+from timet.eval.carry import enlarge, forward_masks, forward_stream, mask_map, object_masks
 from timet.eval.flow import flow_estimator, flow_masks
 from timet.eval.forwarding import (
     VARIANTS,
     ForwardingConfig,
-    enlarge,
-    forward_masks,
-    forward_stream,
     frame_scores,
     main,
-    mask_map,
-    object_masks,
     step_index,
 )
 from timet.eval.jf import boundary, contour_accuracy, davis_j_f, mean_recall_decay, region_similarity, summarize
@@ -296,8 +291,8 @@ def davis(tmp_path):
 
 
 def test_command_on_davis_layout(davis, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(forwarding, "open_backbone", lambda *a, **k: Colours())
-    monkeypatch.setattr(forwarding, "fingerprint", lambda model: "colours")
+    monkeypatch.setattr("timet.command.open_backbone", lambda *a, **k: Colours())
+    monkeypatch.setattr("timet.command.fingerprint", lambda model: "colours")
     before = sorted(str(p) for p in davis.rglob("*"))
     common = ["colours", "--data", str(davis), "--split", "2017/val", "--image-size", "64", "--method", "copy", "ff"]
     main([*common, "--delta-t", "0.05", "0.2", "9.0", "--out", str(tmp_path / "out" / "t.json")])

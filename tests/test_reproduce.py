@@ -239,6 +239,20 @@ def test_dry_run_says_all_and_writes_nothing(command, voc: Path, tmp_path: Path,
     assert status(command, "table6", "--data", str(tmp_path / "sets"), "--dry-run", "--rows", "TimeT") == 2
 
 
+def test_without_data_the_sample_clips_are_tried(command, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    "No --data, and --data samples: the packaged clips from any folder, and the first says so; a folder of that name wins."
+    said = {}
+    for words in ((), ("--data", "samples"), ("--data", str(SAMPLES))):
+        command("table7", *words, "--dry-run", "--seeds", "2")
+        said[words] = capsys.readouterr().out
+    assert said[()].startswith("no --data was given: the sample clips are taken")
+    assert "The sample clips stand in" in said[()] and str(SAMPLES / "heldout") in said[()]
+    assert said["--data", "samples"].splitlines()[:6] == said["--data", str(SAMPLES)].splitlines()[:6]
+    (tmp_path / "samples").mkdir()
+    assert status(command, "table7", "--data", "samples", "--dry-run") == 2
+    assert "no folder with" in capsys.readouterr().err
+
+
 def test_dry_run_shows_how_to_train(
     command, voc: Path, ytvos: Path, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
@@ -258,7 +272,7 @@ def test_dry_run_shows_how_to_train(
         (("table12", "--data", str(SAMPLES)), "there is no 'table12'"),
         (("table1", "--data", str(SAMPLES)), "three parts"),
         (("figure1", "--data", str(SAMPLES)), "a drawing"),
-        (("table5",), "--data is needed"),
+        (("table12",), "there is no 'table12'"),
         (("table5", "--data", "nowhere"), "no folder"),
         (("table5", "--data", str(SAMPLES), "--rows", "Dino"), "has no row"),
         (("table5", "--data", str(SAMPLES), "--seeds", "0"), "--seeds must be at least 1"),

@@ -1,18 +1,19 @@
 """The training loop: schedules, steps against a naive loop, resume after `kill -9`, several processes, the run folder."""
 
+import html
 import json
 import math
 import multiprocessing
 import os
 import re
+import shlex
 import signal
 import socket
 import subprocess
 import sys
 import time
-from contextlib import redirect_stdout
 from dataclasses import fields, replace
-from io import StringIO
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,7 +24,7 @@ from PIL import Image
 
 from timet import train as room
 from timet.config import FREE, PRESETS, TrainConfig, continued, load_config, preset_config, read_command
-from timet.core import TimetError
+from timet.core import TimetError, parse, run_command
 from timet.report import Snapshot, load_snapshot, matched, score_lines, write_report
 from timet.run import RunLog, StopSignal, claim_folder, load_checkpoint, read_log, save_checkpoint
 from timet.session import MODEL, cosine, start_accelerator, start_session, step_batches, train_step
@@ -223,6 +224,17 @@ def test_max_steps_counts_steps_not_epochs(world: Path, tmp_path: Path) -> None:
         assert [row["step"] for row in read_log(run / "log.jsonl")] == list(range(1, steps + 1))
 
 
+@pytest.mark.parametrize(("steps", "every", "lines"), [(5, 10, [1, 5]), (5, 2, [1, 2, 4, 5]), (1, 10, [1])])
+def test_first_and_last_step_are_logged(
+    world: Path, tmp_path: Path, steps: int, every: int, lines: list[int], capsys: pytest.CaptureFixture
+) -> None:
+    "However rarely the others are: five steps of the paper's preset show how the loss went."
+    run = train(config(world, tmp_path / "run", max_steps=steps, log_every=every))
+    assert [row["step"] for row in read_log(run / "log.jsonl")] == lines
+    first, last = losses(run)[0], losses(run)[-1]
+    assert f"loss {first:.3f} -> {last:.3f} in {steps} steps" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     "values",
     [{"target": "soft"}, {"forwarded": "none"}, {"forwarded": "identity"}, {"forwarded": "logits"}, {"order": "eq4"},
@@ -310,13 +322,40 @@ def test_asked_to_stop(world: Path, tmp_path: Path, launch, number: int) -> None
 
 def test_the_message_after_a_stop(world: Path, tmp_path: Path) -> None:
     "It says how far the run came and how to go on."
-    said = StringIO()
-    with redirect_stdout(said), pytest.raises(KeyboardInterrupt):
+    with pytest.raises(KeyboardInterrupt) as stop:
         train(config(world, tmp_path / "run"), lambda record: os.kill(os.getpid(), signal.SIGINT))
-    assert (
-        f"stopped after step 2 of 4; all is saved, go on with: python -m timet.train --resume {tmp_path}"
-        in said.getvalue()
-    )
+    assert str(stop.value).startswith("stopped after step 2 of 4; all is saved, go on with: ")
+    assert str(stop.value).endswith(f"python -m timet.train --resume {tmp_path}/run")
+
+
+def test_a_stop_is_said_once(
+    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    "One line on stderr, by the first process alone, and no bare `interrupted` behind it."
+    monkeypatch.setattr(room, "train", partial(train, on_step=lambda record: os.kill(os.getpid(), signal.SIGINT)))
+    with pytest.raises(SystemExit) as stop:
+        main(words(config(world, tmp_path / "run")))
+    said = capsys.readouterr()
+    lines = [line for line in (said.out + said.err).splitlines() if re.search("stopped|interrupted", line)]
+    assert stop.value.code == 130
+    assert len(lines) == 1 and lines[0].startswith("timet.train: stopped after step ") and "--resume" in lines[0]
+
+
+@pytest.mark.parametrize(
+    ("rank", "words", "line"), [("0", "", "demo: interrupted\n"), ("0", "saved", "demo: saved\n"), ("1", "saved", "")]
+)
+def test_what_an_interrupt_says(
+    rank: str, words: str, line: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    "The command's words, `interrupted` without any, and nothing from the other processes."
+
+    def stopped() -> None:
+        raise KeyboardInterrupt(*filter(None, [words]))
+
+    monkeypatch.setenv("RANK", rank)
+    with pytest.raises(SystemExit) as stop:
+        run_command(stopped, "demo")
+    assert stop.value.code == 130 and capsys.readouterr().err == line
 
 
 # -- several processes -------------------------------------------------------------------------------------------------
@@ -390,6 +429,48 @@ def test_run_folder_and_report(world: Path, tmp_path: Path) -> None:
     assert len(events) == 1 and events[0].stat().st_size > 100
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"fps": None}, {"sampling": "uniform", "eval_seeds": 3, "val_split": "list.txt"}],
+    ids=["usual", "unusual"],
+)
+def test_report_names_the_command_that_gives_its_scores(
+    world: Path, tmp_path: Path, values: dict, capsys: pytest.CaptureFixture
+) -> None:
+    "The command, taken from what was printed, prints what the report's scores are of and finds the same numbers."
+    from timet import evaluate
+
+    if "val_split" in values:
+        (tmp_path / "list.txt").write_text("clip_1\nclip_4\nclip_6\n")
+        values = {**values, "val_split": str(tmp_path / "list.txt")}
+    run = train(config(world, tmp_path / "run", eval=True, val_data=world, max_steps=1, **values))
+    line = next(text for text in capsys.readouterr().out.splitlines() if text.startswith("scores of "))
+    clips, command = line.removeprefix("scores of ").split("; the same again: python -m timet.evaluate ")
+    frames = "3 random frames" if "sampling" in values else "3 frames 0.25 s apart"
+    assert clips.startswith(f"{frames} of each video, at 32 x 32 pixels, masks at 32 x 32; ")
+    page = html.unescape((run / "report.html").read_text())
+    assert clips in page and command in page
+    parsed = parse(evaluate.EvaluateConfig, [*shlex.split(command), "--no-cache"])
+    found = {(row["protocol"], row["k"]): row["values"] for row in evaluate.run(parsed)["scores"]}
+    assert f"scores of {clips.split(';')[0]}; variant paper" in capsys.readouterr().out
+    want = load_snapshot(run / "after.json").scores
+    pairs = {"over-clustering, 4 clusters": ("dataset", "4"), "whole set": ("dataset", "gt"), "per clip": ("clip", "gt"),
+             "per frame": ("frame", "gt")}  # fmt: skip
+    assert want.keys() == pairs.keys()
+    for name, key in pairs.items():
+        np.testing.assert_allclose(100 * np.asarray(found[key]), want[name], atol=1e-6)
+
+
+def test_a_part_of_the_held_out_clips_is_said(world: Path, tmp_path: Path) -> None:
+    "The command takes all of them, and that is said too; nothing is said where nothing is scored."
+    settings = config(world, tmp_path / "run", eval=True, val_data=world, eval_clips=4)
+    session = SimpleNamespace(config=settings, folder=tmp_path / "run")
+    words, _ = room.how_scored(session, room.held_out(settings))
+    assert words.endswith("4 held-out clips, evenly spaced among 10, of which the command takes all")
+    own = SimpleNamespace(config=replace(settings, val_data=None), folder=tmp_path)
+    assert room.how_scored(own, room.held_out(own.config)) == ("", "")
+
+
 def test_looking_does_not_change_the_run(world: Path, tmp_path: Path) -> None:
     "With and without scores, the same losses."
     a = train(config(world, tmp_path / "a", eval=True, val_data=world, queue_size=64))
@@ -420,6 +501,33 @@ def test_finished_run_can_be_resumed(world: Path, tmp_path: Path) -> None:
     (run / "report.html").unlink()
     train(read_command(["--resume", str(run)]))
     assert losses(run) == before and (run / "report.html").exists()
+
+
+def test_resuming_a_finished_run_says_so(world: Path, tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    "It is finished, how to train longer, and nothing is written where nothing is missing or out of date."
+
+    def state() -> dict[Path, tuple[int, int]]:
+        return {p: (p.stat().st_mtime_ns, p.stat().st_size) for p in run.rglob("*") if p.is_file()}
+
+    run = train(config(world, tmp_path / "run", eval=True, val_data=world, max_steps=2))
+    before = state()
+    capsys.readouterr()
+    assert train(read_command(["--resume", str(run)])) == run
+    said = capsys.readouterr().out
+    assert state() == before
+    assert f"the run {run} is finished already, after 2 steps: report: {run / 'report.html'}" in said
+    assert "more --max-steps" in said and "from step" not in said and "loss" not in said
+    # what it says about training longer is true
+    flags = re.search(r"with (--backbone \S+ --weights \S+)", said).group(1).split()
+    longer = train(read_command([*words(config(world, tmp_path / "longer", max_steps=1)), *flags]))
+    assert len(losses(longer)) == 1
+    # killed between the last checkpoint and the end: export and report are older than it, or not there
+    os.utime(run / "checkpoints/last.pt")
+    train(read_command(["--resume", str(run)]))
+    assert "only its results are made again" in capsys.readouterr().out
+    after = state()
+    assert {p.name for p in before if after[p] != before[p]} >= {"report.html", "after.json", "backbone.safetensors"}
+    assert after.keys() == before.keys() and after[run / "log.jsonl"] == before[run / "log.jsonl"]
 
 
 def test_default_folders_are_numbered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

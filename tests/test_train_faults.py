@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import pickle
+import re
 import resource
 import shutil
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from timet import train as room
 from timet.config import TrainConfig, load_config, read_command
 from timet.core import TimetError
 from timet.run import RunLog, claim_folder, load_checkpoint, read_log, save_checkpoint
-from timet.session import LAST
+from timet.session import LAST, Session, start_accelerator, start_session
 from timet.train import main, train
 
 TINY = {
@@ -215,7 +216,10 @@ def test_a_mistake_leaves_no_folder_behind(settings: TrainConfig) -> None:
     for values, words in [
         ({"data": settings.data / "nowhere"}, "cannot find"),
         ({"backbone": "vit_huge_like"}, "vit_huge_like"),
-        ({"batch_size": 64}, "needs as many videos, found 8; choose --batch-size 8 or less"),
+        (
+            {"batch_size": 64},
+            "8 videos found, and 1 clip cut from each; choose --clips-per-source 8 or --batch-size 8 or less",
+        ),
         ({"image_size": 30}, "30"),
         ({"val_data": settings.data / "nowhere", "eval": True}, "cannot find"),
         ({"weights": "/nowhere/weights.pth"}, "/nowhere/weights.pth"),
@@ -224,6 +228,89 @@ def test_a_mistake_leaves_no_folder_behind(settings: TrainConfig) -> None:
         with pytest.raises(TimetError, match=words):
             train(replace(settings, **values))
         assert not settings.out.exists()
+
+
+@pytest.mark.parametrize("there", [False, True], ids=["made", "empty before"])
+@pytest.mark.parametrize("fails", ["clips", "step", "look", "settings", "interrupt"])
+def test_a_run_without_a_step_gives_its_folder_back(
+    settings: TrainConfig, fails: str, there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    "Wherever it fails before the first step is done: the same command can be given again, and an empty folder stays."
+    if there:
+        settings.out.mkdir(parents=True)
+
+    def broken(*args: object, **options: object) -> None:
+        raise KeyboardInterrupt if fails == "interrupt" else TimetError("something broke")
+
+    broken_settings = settings
+    with monkeypatch.context() as patch:
+        if fails == "clips":
+            torn = tmp_path / "torn"
+            torn.mkdir()
+            for i in range(4):
+                (torn / f"torn_{i}.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
+            broken_settings = replace(settings, data=torn, fps=None)
+        else:
+            name = {"step": "train_step", "look": "glance", "settings": "versions", "interrupt": "glance"}[fails]
+            patch.setattr(room, name, broken)
+            broken_settings = replace(settings, eval=True)
+        with pytest.raises((TimetError, KeyboardInterrupt)):
+            train(broken_settings)
+    assert settings.out.exists() == there and not (there and any(settings.out.iterdir()))
+    train(replace(settings, max_steps=1))
+
+
+def test_a_folder_with_more_in_it_is_not_given_back(settings: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    "What somebody put there meanwhile stays, and all else beside it; and so does a run that has made a step, or is resumed."
+
+    def broken(session: Session, *_: object) -> None:
+        (session.folder / "tensorboard/notes.txt").write_text("mine")
+        raise TimetError("something broke")
+
+    with monkeypatch.context() as patch, pytest.raises(TimetError):
+        patch.setattr(room, "fit", broken)
+        train(settings)
+    names = {path.name for path in settings.out.rglob("*")}
+    assert {"config.json", "versions.json", "log.jsonl", "notes.txt"} < names
+    with monkeypatch.context() as patch, pytest.raises(TimetError):
+        patch.setattr(room, "glance", broken)
+        patch.setattr(room, "train_step", broken)
+        train(replace(load_config(settings.out), resume=True))
+    assert {path.name for path in settings.out.rglob("*")} >= names
+
+    def stops(record: dict) -> None:
+        raise TimetError("after the first step")
+
+    second = replace(settings, out=settings.out.with_name("second"))
+    with pytest.raises(TimetError):
+        train(second, stops)
+    assert (second.out / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("good", "values", "words"),
+    [(1, {}, "1 video found, and 1 clip cut from each; choose --clips-per-source 4 or --batch-size 1"),
+     (3, {"torn": 2, "batch_size": 8}, "5 videos found, of which 3 can be read, and 1 clip cut from each; "
+                                       "choose --clips-per-source 3 or --batch-size 3 or less"),
+     (3, {"clips_per_source": 2, "batch_size": 12, "accumulate": 4}, "2 clips cut from each; choose --clips-per-source 4 or --batch-size 4"),
+     (3, {"batch_size": 8, "accumulate": 4}, "3 videos found, and 1 clip cut from each; choose --clips-per-source 3"),
+     (0, {"torn": 2}, "none of the 2 videos found in .* can be read; `python -m timet.data verify .*` says why")],
+)  # fmt: skip
+def test_too_few_clips_for_a_batch(tmp_path: Path, good: int, values: dict, words: str) -> None:
+    "How many can be read, and what would fit; and what is said to fit does."
+    data = tmp_path / "videos"
+    data.mkdir()
+    for i in range(good):
+        film(data / f"good_{i}.mp4", 12)
+    for i in range(values.get("torn", 0)):
+        (data / f"torn_{i}.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
+    values = {name: value for name, value in values.items() if name != "torn"}
+    config = TrainConfig(**{**TINY, "data": data, "out": tmp_path / "run", "epochs": 1, **values})
+    with pytest.raises(TimetError, match=words + "$") as stop:
+        train(config)
+    assert not config.out.exists()
+    for flag, number in re.findall(r"--(clips-per-source|batch-size) (\d+)", str(stop.value)):
+        start_session(replace(config, **{flag.replace("-", "_"): int(number)}), start_accelerator(config))
 
 
 # -- resuming what does not fit ----------------------------------------------------------------------------------------

@@ -278,6 +278,7 @@ def export_backbone(
     path: str | Path,  # The `.safetensors` file; a `.json` is written beside it
     *,
     note: str = "",  # Where it comes from, for people
+    made: str = "",  # What became of the weights it started from: `time-tuned`
 ) -> Path:  # The `.safetensors` file
     "Write a backbone so that `timm.create_model(architecture, checkpoint_path=..., **model_args)` reads it."
     path = Path(path)
@@ -287,7 +288,7 @@ def export_backbone(
         part.write_bytes(safetensors.torch.save(state, metadata={"format": "pt"}))
     facts = ("name", "architecture", "model_args", "image_size", "patch_size", "embed_dim", "mean", "std", "source")
     about = {"format": "timet backbone 1", **{k: getattr(backbone, k) for k in facts}}
-    write_json(path.with_suffix(".json"), about | {"note": note, "timm": timm.__version__})
+    write_json(path.with_suffix(".json"), about | {"made": made, "note": note, "timm": timm.__version__})
     return path
 
 
@@ -311,5 +312,6 @@ def load_backbone(
         ) from error
     backbone = create_backbone(name, weights=path.with_suffix(".safetensors"), tuned_blocks=tuned_blocks,
                                image_size=size, model_args=args)  # fmt: skip
-    backbone.source = f"{path.stem}.safetensors, started from {about.get('source', 'weights unknown')}"
+    made = f"{about['made']}, " if about.get("made") else ""
+    backbone.source = f"{path.stem}.safetensors, {made}started from {about.get('source', 'weights unknown')}"
     return backbone

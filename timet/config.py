@@ -81,8 +81,8 @@ class TrainConfig:
     A preset sets the defaults; any flag beside it wins."""
 
     preset: Literal["demo", "paper", "ablation"] = "demo"  # Which set of values the other flags start from
-    data: Path | None = None  # Video file, or folder of videos or of frame folders; None: the sample clips
-    val_data: Path | None = None  # Held-out clips with masks, for scores before and after; None: the sample world's
+    data: Path | None = None  # Video file, or folder of videos or of frame folders; None or samples: the sample clips
+    val_data: Path | None = None  # Held-out clips with masks, to score before and after; samples: the sample world's
     split: str | None = None  # Part of --data: a folder (train), a list of ImageSets (val), or a file of names
     val_split: str | None = None  # The same for --val-data
     fps: float | None = None  # Frames a second of frame folders; None: what their layout says (DAVIS 24, YT-VOS 6)
@@ -117,9 +117,7 @@ class TrainConfig:
     topk: int | None = 5  # Strongest affinities kept over all past frames; None: all (code: 5)
     temperature: float = 0.1  # Of the affinities (paper, App. A: 0.1)
     context: int = 7  # Past frames at most, beside the first (code: 7)
-    order: Literal["mask_first", "eq4", "listing1"] = (
-        "mask_first"  # Where the window acts (code; paper, Eq. 4, List. 1)
-    )
+    order: Literal["mask_first", "eq4", "listing1"] = "mask_first"  # Where the window acts (code; Eq. 4; List. 1)
     epsilon: float = 0.05  # Sinkhorn's entropy weight (code: 0.05)
     iterations: int = 10  # Sinkhorn's iterations (code: 10)
     sinkhorn_rows: Literal["first", "all"] = "first"  # Tokens it balances: the first frames' (paper, Eq. 9), or all
@@ -137,7 +135,7 @@ class TrainConfig:
 
     save_every: int = 100  # Steps between checkpoints; 0: by time alone
     save_seconds: float = 300.0  # Seconds after which a checkpoint is due in any case
-    log_every: int = 1  # Steps between lines of log.jsonl
+    log_every: int = 1  # Steps between lines of log.jsonl; the first and the last step have one always
     eval: bool = True  # Look at held-out clips before and after: cluster maps, and scores where there are masks
     eval_clips: int = 200  # Held-out clips at most, evenly spaced
     eval_clusters: int = 30  # K of the over-clustering score (paper, Table 4: 10, 200, 500)
@@ -147,6 +145,8 @@ class TrainConfig:
         for name in ("data", "val_data", "out"):
             if isinstance(getattr(self, name), str):
                 object.__setattr__(self, name, Path(getattr(self, name)).expanduser())
+        if self.data == Path("samples") and not self.data.exists():
+            object.__setattr__(self, "data", None)
         if isinstance(self.head, list):
             object.__setattr__(self, "head", tuple(self.head))
         check_config(self)

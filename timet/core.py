@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['C', 'TimetError', 'check_shape', 'parse', 'run_command', 'seed_everything', 'pick_device', 'pick_precision',
-           'atomic_write', 'write_json', 'progress', 'samples_dir']
+           'atomic_write', 'write_json', 'progress', 'samples_dir', 'data_folder']
 
 # %% ../nbs/00_core.ipynb #49cdd65a
 import json
@@ -71,14 +71,18 @@ def run_command(
     command: Callable[[], object],  # What to do
     prog: str,  # The name in front of the message
 ) -> None:
-    "Call a command; turn a user's mistake into one line on stderr and status 2, and Ctrl-C into status 130."
+    """Call a command; turn a user's mistake into one line on stderr and status 2, and Ctrl-C into status 130.
+
+    A `KeyboardInterrupt` with words says how to go on: they stand where `interrupted` would.
+    """
     try:
         command()
     except TimetError as error:
         print(f"{prog}: {error}", file=sys.stderr)
         raise SystemExit(2) from None
-    except KeyboardInterrupt:
-        print(f"{prog}: interrupted", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            print(f"{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
         raise SystemExit(130) from None
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -225,3 +229,16 @@ def samples_dir() -> Path:
         if (root / "README.md").exists():
             return root
     raise TimetError("this installation has no sample clips; make them with `python -m timet.samples --out FOLDER`")
+
+# %% ../nbs/00_core.ipynb #38ab32ef
+def data_folder(
+    path: str | Path | None,  # As given on a command line
+    part: str = "",  # Of the sample clips: `train` or `heldout`; both, where none is given
+) -> Path:
+    """What `--data` means: nothing, and `samples` where no folder of that name is here, are the packaged sample clips.
+
+    Raises `TimetError` where this installation has none.
+    """
+    if path is None or (Path(path) == Path("samples") and not Path(path).exists()):
+        return samples_dir() / part
+    return Path(path)

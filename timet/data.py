@@ -61,6 +61,13 @@ class Sources(Sequence):
     def names(self) -> list[str]:
         return [source.name for source in self.items]
 
+    def labelled(self) -> "Sources":
+        "Those with masks; raises `TimetError` where there are none."
+        found = [source for source in self.items if source.has_masks]
+        if not found:
+            raise TimetError(f"{self.root} holds {self} and no masks; a score needs videos with masks")
+        return Sources(found, self.root, self.layout, self.classes, self.semantic)
+
     def __repr__(self) -> str:
         named = f", {len(self.classes) - 1} classes" if self.semantic else ""
         return f"{len(self)} clip{'s' * (len(self) != 1)} ({self.layout}{named})"

@@ -15,8 +15,8 @@ from pathlib import Path
 from timm.models import get_pretrained_cfg
 
 from .backbone import Backbone, create_backbone, load_backbone
+from .command import open_backbone
 from .core import TimetError, samples_dir, seed_everything
-from .evaluate import open_backbone
 
 # %% ../nbs/40b_networks.ipynb #554907b1
 @dataclass(frozen=True)

@@ -132,9 +132,7 @@ def find_data(
     """
     root = Path(root).expanduser()
     if not root.is_dir():
-        raise TimetError(
-            f"--data {root} is no folder; give the folder with the sets, or data_samples to try the command"
-        )
+        raise TimetError(f"--data {root} is no folder; give the folder with the sets, or samples to try the command")
     if sample_world(root):
         count = len(list((root / "heldout/videos").glob("*.mp4")))
         return {d: Place(d, root / "heldout", count, sample=True) for d in LOOKED_FOR}

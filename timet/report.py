@@ -193,7 +193,7 @@ def _picture(figure: Any, caption: str = "") -> str:
     return f'<figure>{shown}<img alt="{words}" src="data:image/png;base64,{data}"></figure>'
 
 # %% ../nbs/08a_report.ipynb #079aa19b
-def _scores(before: Snapshot | None, after: Snapshot | None) -> list[str]:
+def _scores(before: Snapshot | None, after: Snapshot | None, taken: str, again: str) -> list[str]:
     "The section of scores, empty where there are none."
     rows = score_table(before, after)
     if not rows:
@@ -205,6 +205,15 @@ def _scores(before: Snapshot | None, after: Snapshot | None) -> list[str]:
         "<p>K-means on patch tokens, clusters matched to classes, mIoU in percent, background included: mean and "
         "standard deviation over the k-means seeds. Over-clustering matches many clusters to one class; the others "
         "have as many clusters as classes, matched one to one.</p>",
+        *(
+            [
+                f"<p>The numbers are {html.escape(taken)}. Those of other frames or sizes, such as the defaults of timet.evaluate, "
+                f"cannot be compared with them; these are the same, for this run or any other network: "
+                f"<code>{html.escape(again)}</code></p>"
+            ]
+            if taken
+            else []
+        ),
         _table(("question", "before", "after", "gain"), rows),
         _picture(bars(series, ylabel="mIoU, %", size=(9, 3.6)), "Each dot is one k-means seed."),
     ]
@@ -285,6 +294,8 @@ def write_report(
     after: Snapshot | None = None,
     usage: Mapping[str, Any] | None = None,  # Prototype shares `(k,)` under `first` and `latest`
     bad: Mapping[str, str] | None = None,  # Clip that could not be read -> why
+    taken: str = "",  # What the scores are of: `of 4 frames ...`
+    again: str = "",  # The command that gives the same scores
     settings: Mapping[str, Any] | None = None,  # Of `config.json`
     versions: Mapping[str, Any] | None = None,  # Of `versions.json`
 ) -> None:
@@ -293,7 +304,7 @@ def write_report(
     Raises `TimetError` where it cannot be written.
     """
     parts = [f"<h1>{html.escape(title)}</h1>", f'<p class="lead">{html.escape(lead)}</p>']
-    parts += _scores(before, after) + _maps(before, after) + _course(log, usage or {})
+    parts += _scores(before, after, taken, again) + _maps(before, after) + _course(log, usage or {})
     if bad:
         parts += ["<h2>Clips that could not be read</h2>", "<p>Others took their places.</p>"]
         parts += [_table(("clip", "reason"), sorted(bad.items()))]

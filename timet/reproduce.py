@@ -13,14 +13,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
 
 from .cache import cache_folder
-from .core import TimetError, atomic_write, parse, pick_device, run_command, samples_dir, write_json
+from .core import TimetError, atomic_write, data_folder, parse, pick_device, run_command, write_json
 from .cost import measure_speed
 from .experiments import EXPERIMENTS, Experiment, find_experiment
 from .networks import NETWORKS, Found, as_command, identity, run_name, training_words
@@ -36,12 +36,12 @@ from .runners import Answer, Bench, answer
 @dataclass(frozen=True)
 class ReproduceConfig:
     """Compute a table or figure of the paper, our numbers beside the paper's. Try it without any data:
-    `python -m timet.reproduce table5 --data data_samples`."""
+    `python -m timet.reproduce table5 --data samples`."""
 
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="list|tableN|figureN")]
     "list, or table1a to table11, or figure3 to figure9."
     data: Path | None = None
-    "The folder that has the paper's sets below it, however they were unpacked; or data_samples, to try the command."
+    "The folder that has the paper's sets below it, however they were unpacked; the sample clips, to try the command, for samples or where none is given."
     checkpoint: tuple[str, ...] = ()
     "A run folder or file for the row TimeT; or ROW=PATH, for any row; several at once."
     weights: Path | None = None
@@ -72,12 +72,10 @@ class ReproduceConfig:
     "Keep no tokens."
 
     def check(self) -> None:
-        "Raises `TimetError` where a number makes no sense or there is no folder of data."
+        "Raises `TimetError` where a number makes no sense."
         for name in ("seeds", "batch_size"):
             if getattr(self, name) < 1:
                 raise TimetError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
-        if self.data is None and self.what != "list":
-            raise TimetError("--data is needed: the folder with the sets, or data_samples to try the command")
 
 # %% ../nbs/41_reproduce.ipynb #0d0d0f69
 def given_networks(
@@ -153,7 +151,7 @@ def train_missing(
             print(f"\n{name}\n$ {as_command(words)}", flush=True)
             status = subprocess.run([sys.executable, "-m", "timet.train", *words]).returncode
             if status == 130:
-                raise KeyboardInterrupt
+                raise KeyboardInterrupt(f"stopped while {name} was trained; the same command goes on from there")
             if status:
                 raise TimetError(f"training {name} ended with status {status}; the line was: {as_command(words)}")
         made[name] = str(folder)
@@ -241,9 +239,14 @@ def reproduce(
             f"timet.reproduce is one process, and {several} were started; make the tokens with several processes, by "
             "timet.eval.image or timet.evaluate with the same --cache, and then run it alone"
         )
+    given = config.data is not None
+    if given or config.what != "list":
+        config = replace(config, data=data_folder(config.data))
     if config.what == "list":
         print(list_all(config))
         return {}
+    if not given:
+        print("no --data was given: the sample clips are taken, to try the command\n")
     plan, cache = look(config)
     e, out = plan.experiment, config.out or Path("reproduced")
     if config.dry_run and plan.cells:
@@ -273,7 +276,7 @@ def reproduce(
 def main(
     argv: list[str] | None = None,  # The words after the command; `None` reads the real command line
 ) -> None:
-    "`python -m timet.reproduce list|table1a|...|figure9 --data ROOT`, or `timet-reproduce`."
+    "`python -m timet.reproduce list|table1a|...|figure9 [--data ROOT]`, or `timet-reproduce`."
     run_command(lambda: reproduce(parse(ReproduceConfig, argv, "python -m timet.reproduce")), "timet.reproduce")
 
 # %% ../nbs/41_reproduce.ipynb #9b1c0d4d

@@ -84,11 +84,7 @@ class Bench:
     ) -> Sources:
         "The labelled videos of a set."
         place = self.plan.places[data]
-        found = find_sources(place.path, split=place.split if part == "val" else place.train)
-        labelled = [s for s in found if s.has_masks]
-        if not labelled:
-            raise TimetError(f"{place.path} holds {found} and no masks; a score needs masks")
-        return Sources(labelled, found.root, found.layout, found.classes, found.semantic)
+        return find_sources(place.path, split=place.split if part == "val" else place.train).labelled()
 
     def images(
         self,
@@ -180,7 +176,7 @@ def run_video(bench: Bench, name: str, measure: Measure) -> Answer:
     sizes = settings_of(measure, bench.plan.sample)
     sources, protocol, k = bench.sources(measure.data), sizes["protocol"], sizes["k"]
     config = EvaluateConfig(
-        name, sources.root, (protocol,), (str(k),), seeds=bench.plan.seeds, num_frames=sizes["frames"],
+        name, sources.root, protocol=(protocol,), k=(str(k),), seeds=bench.plan.seeds, num_frames=sizes["frames"],
         image_size=sizes["image_size"], mask_size=sizes["mask_size"], batch_size=bench.batch_size, device=bench.device,
         precision=bench.precision, cache=bench.cache, no_cache=bench.no_cache,
     )  # fmt: skip
@@ -226,7 +222,8 @@ def run_forward(bench: Bench, name: str, measure: Measure) -> Answer:
 # %% ../nbs/40g_runners.ipynb #500f6ad6
 def _foreground(bench: Bench, name: str, measure: Measure) -> tuple[Any, np.ndarray, Any, Any]:
     "What is foreground, the tokens, the set they are of, and its pictures."
-    from timet.eval.foreground import WithAttention, attention_masks, foreground
+    from timet.eval.attention import WithAttention, attention_masks
+    from timet.eval.foreground import foreground
 
     sizes, net = settings_of(measure, bench.plan.sample), WithAttention(bench.backbone(name))
     grounds, parts, sets = _objects_only(bench, measure.data), [], []

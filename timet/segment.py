@@ -23,9 +23,9 @@ from tqdm import tqdm
 
 from .backbone import Backbone
 from .cache import content_key
+from .command import open_backbone
 from .core import TimetError, parse, pick_device, pick_precision, progress, run_command, samples_dir, write_json
 from .data import Source, Sources, VideoError, VideoSource, find_sources, scan
-from .evaluate import open_backbone
 from .movie import CONTAINERS, aspect_of, join_parts, paint_frame, write_mask, write_part
 from .paint import cluster_colors
 from .stream import Clusters, fit_clusters, sample_tokens, stream_labels, working_size

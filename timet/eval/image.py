@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['VARIANTS', 'reduce_images', 'cluster_patches', 'count_images', 'cluster_images', 'mean_colour_tokens', 'ImageConfig',
-           'format_scores', 'score_row', 'run', 'main']
+           'format_scores', 'run', 'main']
 
 # %% ../../nbs/12_eval.image.ipynb #b87eeec5
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,14 +17,11 @@ import torch
 import tyro
 from einops import rearrange
 
-from ..cache import fingerprint, image_tokens
-from ..core import TimetError, check_shape, parse, pick_device, progress, run_command, write_json
+from ..command import ImagesConfig, check_clusters, labelled_images, score_row, stored_tokens
+from ..core import TimetError, check_shape, parse, progress, run_command
 from .cluster import assign, confusion, miou, standardize_pca, train_kmeans
-from .tokens import ImageTokens, as_float, resize_labels
+from .tokens import ImageTokens, as_float, resize_labels, this_shard
 from .video import MATCHINGS, Score, cluster_pixels
-from ..evaluate import open_backbone
-from ..images import find_images
-from ..run import versions
 
 # %% ../../nbs/12_eval.image.ipynb #236bd64d
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -125,7 +122,7 @@ def _plan(variant: str, k: Any, matching: str, order: str | None, max_points: in
         raise TimetError(f"k-means needs at least as many rows as clusters, got max_points={max_points} for k={k}")
     return chosen
 
-
+# %% ../../nbs/12_eval.image.ipynb #669f1dfa
 def _inputs(
     tokens: Any, masks: np.ndarray | None, grid: tuple[int, int] | None, drop_last: int | None, force: bool
 ) -> tuple[np.ndarray, np.ndarray, tuple[int, int], dict[int, str] | None]:
@@ -238,13 +235,17 @@ def mean_colour_tokens(
 
 # %% ../../nbs/12_eval.image.ipynb #7faaf8b4
 @dataclass(frozen=True)
-class ImageConfig:
+class ImageConfig(ImagesConfig):
     "Unsupervised segmentation of images: clustering and over-clustering of a checkpoint (Tables 1-3, 5, 10)."
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
-    data: Path
-    "Images with masks: Pascal VOC as downloaded, or folders images and masks, or videos with masks."
+    data: Path = Path("samples")
+    "Images with masks: Pascal VOC as downloaded, folders images and masks, or videos with masks; samples: the sample clips."
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "fp32"
+    "Of the backbone."
+    per_video: Annotated[int, tyro.conf.arg(aliases=["--frames"])] = 4
+    "Where the data are videos: so many frames of each are taken as images."
+    image_size: int | None = None
+    "Side to which images are squashed, pixels; 448 (paper) or 224 (others), where none is given."
     k: tuple[str, ...] = ("21", "500")
     "Numbers of clusters, or gt: as many as classes occur (the paper: 21, 500, 300, 150)."
     variant: Literal["paper", "released", "clean"] = "paper"
@@ -255,43 +256,19 @@ class ImageConfig:
     "Also print the IoU of every class."
     colour: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Also score mean patch colours: what the numbers are worth without a network."
-    backbone: str | None = None
-    "The network of a checkpoint file that does not say it, or of random."
     split: str = "val"
     "Which images."
-    frames: int = 4
-    "Where the data are videos: so many frames of each are taken as images."
-    image_size: int | None = None
-    "Side to which images are squashed, pixels; 448 (paper) or 224 (others), where none is given."
     max_points: int | None = None
     "Rows k-means is trained on; 256 a cluster, where none is given."
     drop_last: int | None = None
     "Leave out images that do not fill a batch of so many; Leopart's 60 leaves 1,440 of 1,449."
-    seed: int = 0
-    "Of the weights of random."
     batch_size: int = 32
     "Images a forward pass."
-    device: str = "auto"
-    "auto, cpu, cuda, cuda:1, mps."
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    "Of the backbone."
-    store: Literal["fp32", "bf16"] = "fp32"
-    "How tokens are kept."
-    out: Path | None = None
-    "Also write everything to this JSON file."
-    cache: Path | None = None
-    "Where tokens are kept; $TIMET_CACHE or ~/.cache/timet, where none is given."
-    no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    "Keep no tokens."
 
     def check(self) -> None:
         "Raises `TimetError` where a number makes no sense."
-        for k in self.k or ("",):
-            if k != "gt" and not (k.isdecimal() and int(k) > 0):
-                raise TimetError(f"--k takes gt and numbers from 1, got {k!r}")
-        for name in ("seeds", "frames", "image_size", "max_points", "drop_last", "batch_size"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise TimetError(f"--{name.replace('_', '-')} must be at least 1, got {getattr(self, name)}")
+        super().check()
+        check_clusters(self.k)
 
 # %% ../../nbs/12_eval.image.ipynb #ae2f815a
 def format_scores(
@@ -309,36 +286,21 @@ def format_scores(
     return "\n".join(line[0].ljust(wide[0]) + "".join(cell.rjust(w + 3) for cell, w in zip(line[1:], wide[1:]))
                      for line in lines)  # fmt: skip
 
-
-def score_row(
-    score: Score,
-    names: Mapping[int, str],  # Class id -> name
-) -> dict[str, Any]:  # For JSON
-    "A score with its settings and the IoU of every class that occurs, by name."
-    per_class = {names.get(c, str(c)): v for c, v in enumerate(score.per_class.tolist()) if np.isfinite(v)}
-    return score.settings | {"mean": score.mean, "std": score.std, "values": score.values, "per_class": per_class}
-
 # %% ../../nbs/12_eval.image.ipynb #1f9eb7c9
 def run(
     config: ImageConfig,
-) -> dict[str, Any]:  # What `--out` writes
+) -> dict[str, Any]:  # What `--out` writes; empty in all processes but the first
     """Evaluate a checkpoint on images, print a table, return (and write, where asked) everything.
 
     Raises `TimetError` where there is no checkpoint, no image with a mask, or a setting does not fit.
     """
     config.check()
-    images = find_images(config.data, config.split, per_video=config.frames)
-    if not images.has_masks:
-        raise TimetError(f"{config.data} holds images without masks; evaluation needs masks")
-    plan, backbone = (
-        VARIANTS[config.variant],
-        open_backbone(config.checkpoint, backbone=config.backbone, seed=config.seed),
-    )
-    kept = image_tokens(
-        backbone, images, image_size=config.image_size or plan["image_size"], mask_size=plan["mask_size"],
-        batch_size=config.batch_size, device=config.device, precision=config.precision, store=config.store,
-        cache=config.cache, no_cache=config.no_cache,
-    )  # fmt: skip
+    images = labelled_images(config, config.split)
+    plan, backbone = VARIANTS[config.variant], config.open()
+    sized = replace(config, image_size=config.image_size or plan["image_size"])
+    kept = stored_tokens(sized, backbone, images, plan["mask_size"], config.batch_size)
+    if this_shard()[0] > 0:
+        return {}
     names = dict(kept.classes or {})
     contestants = {"checkpoint": kept.tokens}
     if config.colour:
@@ -356,15 +318,8 @@ def run(
         used = score.settings
         print(f"K = {k}: {used['images']:,} images, k-means trained on {used['trained_on']:,} of {used['rows']:,} rows, "
               f"seeds {', '.join(map(str, used['seeds']))}")  # fmt: skip
-    result = {
-        "checkpoint": config.checkpoint, "network": backbone.name, "weights": backbone.source,
-        "fingerprint": fingerprint(backbone), "data": config.data, "layout": images.layout, "split": config.split,
-        "scores": {who: [score_row(s, names) for s in row.values()] for who, row in scores.items()},
-        "versions": versions(pick_device(config.device)),
-    }  # fmt: skip
-    if config.out:
-        write_json(config.out, result)
-    return result
+    rows = {who: [score_row(s, names) for s in row.values()] for who, row in scores.items()}
+    return config.write(config.facts(backbone) | {"layout": images.layout, "split": config.split, "scores": rows})
 
 
 def main(

@@ -16,7 +16,8 @@ from einops import rearrange
 from torch import Tensor
 
 from ..clips import IMAGENET_STD
-from ..core import TimetError, parse, progress, run_command, write_json
+from ..command import stored_tokens
+from ..core import TimetError, parse, progress, run_command
 from .cluster import confusion, match_hungarian, miou
 from .head import resize_maps
 from timet.eval.labelled import (
@@ -24,14 +25,12 @@ from timet.eval.labelled import (
     FreshTokens,
     LabelledConfig,
     MemoryAugment,
-    common_facts,
     count_classes,
     fresh_tokens,
     image_pair,
     need_classes,
     read_batch,
     set_length,
-    stored_tokens,
 )
 from timet.eval.memory import (  # noqa: F401
     INCONTEXT,
@@ -44,7 +43,6 @@ from timet.eval.memory import (  # noqa: F401
     unit,
 )
 from .tokens import resize_labels, this_shard
-from ..evaluate import open_backbone
 
 # %% ../../nbs/15_eval.incontext.ipynb #046fcca6
 def vote(
@@ -164,6 +162,8 @@ class IncontextConfig(LabelledConfig):
     gpu_index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Search on the GPUs."
 
+    least = LabelledConfig.least | {"memory_size": 0}
+
     def settings(self) -> IncontextSettings:
         "Raises `TimetError` for numbers that make no sense."
         return replace(
@@ -188,9 +188,10 @@ def run(
 
     Raises `TimetError` where the checkpoint or the data are not there, or a setting does not fit.
     """
+    config.check()
     settings = config.settings()
     first, second = image_pair(config.data, config.train_split, config.val_split, config.per_video)
-    backbone = open_backbone(config.checkpoint, backbone=config.backbone, seed=config.seed)
+    backbone = config.open()
     seen = backbone if settings.blue_std == IMAGENET_STD[2] else BlueShift(backbone, settings.blue_std)
     if config.augment:
         train = fresh_tokens(
@@ -205,13 +206,11 @@ def run(
     print(f"{backbone.name} ({backbone.source}), in context, {config.variant}")
     print(f"{len(first)} images, {result.rows:,} patches in the memory; {len(second)} images segmented, 255 ignored\n")
     print(format_incontext(result))
-    report = common_facts(config, backbone) | {
+    report = config.facts(backbone) | {
         "variant": config.variant, "augment": config.augment, "settings": result.settings, "miou": result.miou,
         "direct": result.direct, "hungarian": result.hungarian, "per_class": result.per_class, "counts": result.counts,
     }  # fmt: skip
-    if config.out:
-        write_json(config.out, report)
-    return report
+    return config.write(report)
 
 # %% ../../nbs/15_eval.incontext.ipynb #036cf567
 def main(

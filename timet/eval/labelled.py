@@ -4,28 +4,25 @@
 
 # %% auto #0
 __all__ = ['read_batch', 'set_length', 'count_classes', 'need_classes', 'image_pair', 'run_backbone', 'FreshTokens',
-           'probe_augment', 'MemoryAugment', 'BlueShift', 'LabelledConfig', 'stored_tokens', 'fresh_tokens',
-           'common_facts']
+           'probe_augment', 'MemoryAugment', 'BlueShift', 'LabelledConfig', 'fresh_tokens']
 
 # %% ../../nbs/12a_eval.labelled.ipynb #3bde6a44
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
-import tyro
 from torch import Tensor, nn
 
-from ..cache import fingerprint, image_tokens
 from ..clips import IMAGENET_STD, ClipAugment, ClipPlan
+from ..command import ImagesConfig
 from ..core import TimetError, pick_device, pick_precision
 from ..data import Sources, find_sources
-from .tokens import ImageTokens, as_float, resize_labels
+from .tokens import as_float, resize_labels
 from ..images import Images, find_images, frames_as_images
-from ..run import versions
 
 # %% ../../nbs/12a_eval.labelled.ipynb #0fd55461
 def read_batch(
@@ -243,69 +240,27 @@ class BlueShift(nn.Module):
 
 # %% ../../nbs/12a_eval.labelled.ipynb #b44650d3
 @dataclass(frozen=True)
-class LabelledConfig:
+class LabelledConfig(ImagesConfig):
     "A checkpoint, and labelled images to learn from and to score."
 
-    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
-    "A run folder, an exported or other checkpoint file, a network's name (weights of the hub), or random."
-    data: Path
-    "Labelled images: Pascal VOC as downloaded, a folder with images and masks; or videos with masks."
+    data: Path = Path("samples")
+    "Labelled images: Pascal VOC as downloaded, a folder with images and masks; or videos with masks; samples: the sample clips."
     train_split: str = "trainaug"
     "Images to learn from."
     val_split: str = "val"
     "Images to score."
-    per_video: int = 4
-    "Videos: frames of each."
-    image_size: int = 448
-    "Side to which images are squashed, pixels."
-    backbone: str | None = None
-    "The network of a checkpoint file that does not say it, or of random."
-    seed: int = 0
-    "Of everything that is drawn."
-    device: str = "auto"
-    "auto, cpu, cuda, cuda:1, mps."
-    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    "Of the backbone."
-    store: Literal["fp32", "bf16"] = "fp32"
-    "Of the tokens that are kept."
-    out: Path | None = None
-    "Also write everything to this JSON file."
-    cache: Path | None = None
-    "Where tokens are kept; $TIMET_CACHE or ~/.cache/timet, where none is given."
-    no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    "Keep no tokens."
+
+    def facts(self, backbone: nn.Module) -> dict[str, Any]:
+        "What every report says, and which images they were."
+        more = {"train_split": self.train_split, "val_split": self.val_split, "image_size": self.image_size}
+        return super().facts(backbone) | more
 
 # %% ../../nbs/12a_eval.labelled.ipynb #1d228e6b
-def stored_tokens(
-    config: LabelledConfig,
-    backbone: nn.Module,  # From `open_backbone`
-    images: Images,
-    mask_size: int,  # Side of the masks that are kept beside the tokens, pixels
-) -> ImageTokens:
-    "The tokens of whole images, from the cache or from one pass of the backbone over all processes."
-    return image_tokens(
-        backbone, images, image_size=config.image_size, mask_size=mask_size, device=config.device,
-        precision=config.precision, store=config.store, cache=config.cache, no_cache=config.no_cache,
-    )  # fmt: skip
-
-
 def fresh_tokens(
     config: LabelledConfig,
-    backbone: nn.Module,  # From `open_backbone`
+    backbone: nn.Module,  # From `config.open()`
     images: Images,
     augment: ClipAugment,
 ) -> FreshTokens:
-    "The tokens of new crops in each epoch."
+    "The tokens of new crops in each epoch; those of whole images are `stored_tokens` of `timet.command`."
     return FreshTokens(backbone, images, augment, config.seed, device=config.device, precision=config.precision)
-
-
-def common_facts(
-    config: LabelledConfig,
-    backbone: nn.Module,  # From `open_backbone`
-) -> dict[str, Any]:
-    "What every report says about the network and the data."
-    return {
-        "checkpoint": config.checkpoint, "network": backbone.name, "weights": backbone.source,
-        "fingerprint": fingerprint(backbone), "data": config.data, "train_split": config.train_split,
-        "val_split": config.val_split, "image_size": config.image_size, "versions": versions(pick_device(config.device)),
-    }  # fmt: skip

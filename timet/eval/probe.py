@@ -16,12 +16,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import TimetError, parse, pick_device, pick_precision, progress, run_command, write_json
+from ..command import stored_tokens
+from ..core import TimetError, parse, pick_device, pick_precision, progress, run_command
 from .head import FCNHead, Probe, ProbeResult, resize_maps, score_probe  # noqa: F401
 from timet.eval.labelled import (
     FreshTokens,
     LabelledConfig,
-    common_facts,
     count_classes,
     fresh_tokens,
     image_pair,
@@ -29,10 +29,8 @@ from timet.eval.labelled import (
     probe_augment,
     read_batch,
     set_length,
-    stored_tokens,
 )
 from .tokens import resize_labels, this_shard
-from ..evaluate import open_backbone
 from ..run import load_checkpoint, save_checkpoint
 
 # %% ../../nbs/13_eval.probe.ipynb #289dffba
@@ -225,12 +223,12 @@ class ProbeConfig(LabelledConfig):
     resume: Path | None = None
     "Keep the head in this file after each epoch, and go on from it where it exists."
 
+    least = LabelledConfig.least | {"full_size": 0}
+
     def settings(self) -> ProbeSettings:
-        "Raises `TimetError` for settings that are not there, and numbers below 1."
+        "Raises `TimetError` for settings that are not there."
         wanted = {"epochs": self.epochs, "batch_size": self.batch_size}
         changed = {name: value for name, value in wanted.items() if value is not None}
-        if min(changed.values(), default=1) < 1:
-            raise TimetError(f"--epochs and --batch-size must be at least 1, got {changed}")
         return replace(probe_settings(self.head, self.variant), **changed)
 
 # %% ../../nbs/13_eval.probe.ipynb #caaf25cc
@@ -254,9 +252,10 @@ def run(
 
     Raises `TimetError` where the checkpoint or the data are not there, or a setting does not fit.
     """
+    config.check()
     settings = config.settings()
     first, second = image_pair(config.data, config.train_split, config.val_split, config.per_video)
-    backbone = open_backbone(config.checkpoint, backbone=config.backbone, seed=config.seed)
+    backbone = config.open()
     if settings.augment:
         train = fresh_tokens(config, backbone, first, probe_augment(config.image_size))
     else:
@@ -271,14 +270,12 @@ def run(
     print(f"{backbone.name} ({backbone.source}), {config.head} head, {config.variant}: {settings.source}")
     print(f"{len(first)} images to learn from, {len(second)} to score, direct IoU, 255 ignored\n")
     print(format_probe(result))
-    report = common_facts(config, backbone) | {
+    report = config.facts(backbone) | {
         "variant": config.variant, "settings": result.settings, "miou": result.miou, "per_class": result.per_class,
         "full_miou": result.full_miou, "full_per_class": result.full_per_class, "counts": result.counts,
         "full_counts": result.full_counts, "losses": result.losses,
     }  # fmt: skip
-    if config.out:
-        write_json(config.out, report)
-    return report
+    return config.write(report)
 
 # %% ../../nbs/13_eval.probe.ipynb #1b2ea22d
 def main(
