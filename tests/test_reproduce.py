@@ -272,7 +272,6 @@ def test_dry_run_shows_how_to_train(
         (("table12", "--data", str(SAMPLES)), "there is no 'table12'"),
         (("table1", "--data", str(SAMPLES)), "three parts"),
         (("figure1", "--data", str(SAMPLES)), "a drawing"),
-        (("table12",), "there is no 'table12'"),
         (("table5", "--data", "nowhere"), "no folder"),
         (("table5", "--data", str(SAMPLES), "--rows", "Dino"), "has no row"),
         (("table5", "--data", str(SAMPLES), "--seeds", "0"), "--seeds must be at least 1"),

@@ -105,7 +105,8 @@ def release_folder(
     there = list(folder.rglob("*"))
     mine = {p for p in there if p.parent == folder and p.name in _EARLY}
     mine |= {p for p in there if p.parent == board and p.name.startswith("events.out.tfevents.")}
-    if {*there} - mine - {board} or any(p.is_symlink() for p in there) or read_log(folder / "log.jsonl"):
+    logged = any(p.name == "log.jsonl" and p.stat().st_size for p in mine)
+    if {*there} - mine - {board} or any(p.is_symlink() for p in there) or logged:
         return False
     try:
         for path in mine:
