@@ -382,8 +382,8 @@ def test_names_that_are_no_backbone(name, words):
 @pytest.mark.parametrize(
     "settings, words",
     [
-        (dict(weights="nowhere.pth"), "weights must be hub, none or a file, and there is no file nowhere.pth"),
-        (dict(weights=""), "weights must be hub, none or a file"),
+        (dict(weights="nowhere.pth"), "weights must be hub, shipped, none or a file, and there is no file nowhere.pth"),
+        (dict(weights=""), "weights must be hub, shipped, none or a file"),
         (dict(name="timet_tiny_patch8_96", weights="hub", model_args={}), "no network of the hub; give --weights FILE"),
         (dict(weights="hub"), r"name one of .*vit_tiny_patch16_224\.augreg_in21k"),
         (dict(image_size=100), "100 x 100 does not divide"),
