@@ -19,7 +19,7 @@ $(STAMP): settings.ini setup.py constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing timet and what it needs (torch included: some gigabytes the first time)"
 	@$(BIN)/python -m pip install -q --disable-pip-version-check -U pip "setuptools>=77" wheel
-	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[lab,dev]'
+	@$(BIN)/python -m pip install -q --disable-pip-version-check -c constraints.txt -e '.[lab,dev,pretrain]'
 	@touch $@
 
 demo: $(STAMP)  ## time-tune a small backbone on the sample clips and show the gain

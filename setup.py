@@ -29,6 +29,7 @@ setup(
     extras_require={
         "lab": cfg["lab_requirements"].split(),
         "flow": cfg["flow_requirements"].split(),
+        "pretrain": cfg["pretrain_requirements"].split(),
         "dev": cfg["dev_requirements"].split(),
     },
     entry_points={"console_scripts": cfg["console_scripts"].split()},

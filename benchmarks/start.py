@@ -524,7 +524,7 @@ def main() -> None:
         allow_abbrev=False,
     )
     parser.add_argument("--data", type=Path, help="DAVIS, or other labelled sequences of one size")
-    parser.add_argument("--start", type=Path, default=samples_dir() / "weights/timet_start.safetensors")
+    parser.add_argument("--start", type=Path, default=samples_dir() / "weights/timet_small_patch8_64.safetensors")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--set", choices=("davis", "samples", "both"), default="both")
     parser.add_argument(

@@ -136,7 +136,8 @@ class Distiller(nn.Module):
             taught = self.teacher_head(self.see(self.teacher.model, large.flatten(0, 1)))
         seen = [self.see(self.student.model, views.flatten(0, 1)) for views in (large, small) if views is not None]
         said = self.head(torch.cat(seen))
-        return self.loss(list(taught.float().split(many)), list(said.float().split(many)))
+        with torch.autocast(large.device.type, enabled=False):  # a sum over thousands of classes is no place for bf16
+            return self.loss(list(taught.float().split(many)), list(said.float().split(many)))
 
     @torch.no_grad()
     def follow(

@@ -7,6 +7,7 @@ __all__ = ['FREE', 'card', 'resumed', 'open_pretraining', 'pretrain', 'keep', 'm
 
 # %% ../nbs/42_pretrain.ipynb #e00b313c
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import asdict, fields, replace
@@ -24,7 +25,6 @@ from .run import RunLog, claim_folder, read_log, versions
 def card(
     run: Pretraining,
     scores: dict[str, float] | None,  # From `check_networks`
-    about: str = "",  # What the photographs are
 ) -> str:
     "A model card in Markdown: data, recipe, compute, figures, and what the weights are not for."
     c, net, photos = run.config, run.distiller.teacher, run.photos
@@ -45,7 +45,7 @@ A vision transformer with patches of {net.patch_size}, width {net.embed_dim}, {l
 the file), which taught itself from photographs without labels (self-distillation, DINO).
 
 ## Data
-{about or f"The {len(photos):,} photographs given to the command."} Kept at {c.image_size} x {c.image_size} pixels. Names and folders were not used in training.
+{c.about or f"The {len(photos):,} photographs given to the command."} Kept at {c.image_size} x {c.image_size} pixels. Names and folders were not used in training.
 
 ## Recipe
 `python -m timet.pretrain`: {run.step:,} of {run.total:,} steps, {run.step / run.steps_per_epoch:.1f} passes over {len(photos):,} photographs. The teacher is what the file holds.
@@ -55,7 +55,7 @@ the file), which taught itself from photographs without labels (self-distillatio
 {chr(10).join(f"| {name} | {getattr(c, name):g} |" for name in shown)}
 
 ## Compute
-{run.seconds / 60:.0f} minutes on {"one " + found["device"] if run.device.type == "cuda" else f"{found['threads']} CPU threads"} in {run.precision}, {run.step * c.batch_size / max(run.seconds, 1e-9):,.0f} photographs a second.
+{run.seconds / 60:.1f} minutes on {"one " + found["device"] if run.device.type == "cuda" else f"{found['threads']} CPU threads"} in {run.precision}, {run.step * c.batch_size / max(run.seconds, 1e-9):,.0f} photographs a second.
 
 ## Figures
 {figures}
@@ -66,7 +66,9 @@ are a start for time-tuning and for lessons where the larger networks of the hub
 """
 
 # %% ../nbs/42_pretrain.ipynb #6df54cd5
-FREE = set("images check resume out epochs minutes max_steps device precision compile save_seconds log_every".split())
+FREE = set(
+    "images check about resume out epochs minutes max_steps device precision compile save_seconds log_every".split()
+)
 
 
 def resumed(
@@ -124,13 +126,14 @@ def open_pretraining(
 def pretrain(
     config: PretrainConfig,
     on_step: Callable[[dict[str, float]], object] | None = None,  # Called with the numbers of each logged step
-    about: str = "",  # What the photographs are, for the model card
 ) -> Path:  # The run folder
     """Pretrain from the first step or from where a run was left; write the network, its figures and its card.
 
     Raises `TimetError` as the parts do, and `KeyboardInterrupt` after a stop that was asked for, once all is saved.
     """
     config.check_values()
+    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+        raise TimetError("pretraining runs in one process, on one GPU; start it without torchrun or accelerate launch")
     if config.images is None:
         raise TimetError("photographs are needed: python -m timet.pretrain FOLDER|ZIP")
     for package in ("lightly", "kornia"):
@@ -157,7 +160,7 @@ def pretrain(
         finished = fit(run, log, on_step)
     finally:
         log.close()
-    file = keep(run, check, about)
+    file = keep(run, check)
     if not finished or run.step < run.total:
         print(f"stopped after step {run.step} of {run.total}; all is saved, go on with: "
               f"python -m timet.pretrain --resume {run.folder}", flush=True)  # fmt: skip
@@ -172,7 +175,6 @@ def pretrain(
 def keep(
     run: Pretraining,
     check: Photos | None = None,  # Photographs to be named by their neighbours
-    about: str = "",  # What the photographs are
 ) -> Path:  # The weights
     "Write the teacher as `NAME.safetensors` in fp16 with its JSON, its figures and its card."
     scores = None
@@ -192,7 +194,7 @@ def keep(
     net.model.half()
     file = export_backbone(net, run.folder / f"{net.name}.safetensors", note=note)
     with atomic_write(file.with_suffix(".md")) as part:
-        part.write_text(card(run, scores, about), encoding="utf-8")
+        part.write_text(card(run, scores), encoding="utf-8")
     return file
 
 # %% ../nbs/42_pretrain.ipynb #952bdc5f
@@ -210,3 +212,7 @@ def main(
         pretrain(resumed(config, words) if config.resume else config)
 
     run_command(command, "timet.pretrain")
+
+# %% ../nbs/42_pretrain.ipynb #fbbf6c79
+if __name__ == "__main__" and "get_ipython" not in globals():
+    main()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -50,6 +50,8 @@ class PretrainConfig:
     "Go on with the run in this folder."
     limit: int | None = None
     "Take so many photographs, evenly spaced."
+    about: str = ""
+    "What the photographs are and where they come from, for the card of the weights."
 
     backbone: str = "timet_small_patch8_64"
     "A plain ViT: ours (timet_tiny_patch8_64, timet_small_patch8_64) or one of timm's."
@@ -87,10 +89,10 @@ class PretrainConfig:
 
     device: str = "auto"
     "auto, cpu, cuda, cuda:N or mps."
-    precision: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
     "auto: bf16 on a GPU, fp32 on a CPU."
-    compile: bool | None = None
-    "Compile the networks; where it is not said, on a GPU for runs of more than 1000 steps."
+    compile: Literal["auto", "on", "off"] = "auto"
+    "Compile the networks; auto: on a GPU, for more than 1000 steps."
     seed: int = 0
     "Of weights, order and views."
     save_seconds: float = 120.0
@@ -122,7 +124,7 @@ class Pretraining:
     config: PretrainConfig
     photos: Photos
     device: torch.device
-    precision: str  # `fp32`, `bf16` or `fp16`
+    precision: str  # `fp32` or `bf16`
     distiller: Distiller
     views: MultiCrop
     optimizer: torch.optim.Optimizer
@@ -152,8 +154,6 @@ def start_pretraining(
         )
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
-    if precision == "fp16":
-        raise TimetError("--precision fp16 is not made for pretraining; use bf16 or fp32")
     seed_everything(config.seed)
     student, teacher = (create_backbone(config.backbone, weights="none", tuned_blocks="all") for _ in range(2))
     for size in (config.image_size, config.local_size):
@@ -192,8 +192,9 @@ def pretrain_step(
     for group in run.optimizer.param_groups:
         group["lr"] = now["lr"]
         group["weight_decay"] = now["weight_decay"] if group["weight_decay"] else 0.0
+    views = run.views(pixels)  # in fp32: the geometry of the crops needs it
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
-        loss = run.distiller(*run.views(pixels))
+        loss = run.distiller(*views)
     run.optimizer.zero_grad()
     loss.backward()
     nn.utils.clip_grad_norm_((p for g in run.optimizer.param_groups for p in g["params"]), run.config.clip_grad)
@@ -278,7 +279,8 @@ def fit(
     """
     config, first = run.config, run.step
     last = min(run.total, config.max_steps or run.total)
-    compile = config.compile if config.compile is not None else run.device.type == "cuda" and last - first > 1000
+    pays = run.device.type == "cuda" and last - first > 1000
+    compile = config.compile == "on" or (config.compile == "auto" and pays)
     run.distiller.see = torch.compile(embed, dynamic=False) if compile else embed
     run.distiller.train()
     pixels = run.photos.pixels.to(run.device)
