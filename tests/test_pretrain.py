@@ -1,0 +1,438 @@
+"""Photographs, self-distillation and the command: against loops written from the definitions, on pictures that the tests make."""
+
+import contextlib
+import io
+import json
+import os
+import zipfile
+from dataclasses import fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from timet.backbone import create_backbone, load_backbone, shipped_weights
+from timet.core import TimetError, seed_everything
+from timet.photos import Photos, find_photos, read_photos
+
+pytest.importorskip("lightly")
+pytest.importorskip("kornia")
+
+from timet.distill import Distiller, MultiCrop, embed
+from timet.neighbours import features, nearest_neighbours
+from timet.pretrain import FREE, main, pretrain, resumed
+from timet.pretraining import (
+    PretrainConfig,
+    batches,
+    epoch_order,
+    fit,
+    restore_pretraining,
+    schedules,
+    start_pretraining,
+)
+
+TINY = dict(
+    backbone="timet_tiny_patch8_64", image_size=32, local_size=16, local_views=2, hidden_dim=32, output_dim=48,
+    batch_size=8, epochs=2, device="cpu", compile="off", log_every=1,
+)  # fmt: skip
+
+
+def noise(
+    folder: Path, classes: tuple[str, ...] = ("cat", "dog"), each: int = 10, size: tuple[int, int] = (48, 40)
+) -> Path:
+    "Folders of pictures, each class with its own mean colour."
+    rng = np.random.default_rng(0)
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+        for i in range(each):
+            pixels = rng.integers(0, 128, (*size, 3)) + np.eye(3, dtype=int)[number % 3] * 127
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{i:02d}.png")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return noise(tmp_path_factory.mktemp("album"))
+
+
+@pytest.fixture(scope="module")
+def photos(album: Path) -> Photos:
+    return read_photos(album, size=32)
+
+
+# ---------------------------------------------------------------- photographs
+
+
+def test_photos_are_the_middle_square_upright(tmp_path: Path) -> None:
+    wide = np.zeros((40, 80, 3), np.uint8)
+    wide[:, 20:60] = 255
+    Image.fromarray(wide).save(tmp_path / "wide.png")
+    turned = Image.fromarray(np.concatenate([np.full((32, 64, 3), 255, np.uint8), np.zeros((32, 64, 3), np.uint8)]))
+    exif = Image.Exif()
+    exif[0x0112] = 3  # upside down
+    turned.save(tmp_path / "turned.png", exif=exif)
+    Image.fromarray(np.full((32, 32), 200, np.uint8)).save(tmp_path / "grey.png")
+    Image.new("RGBA", (32, 32), (10, 20, 30, 0)).save(tmp_path / "clear.png")
+    found = read_photos(tmp_path, size=32)
+    by_name = dict(zip(find_photos(tmp_path).names, found.pixels))
+    assert (by_name["wide.png"] > 240).all()
+    assert by_name["turned.png"][0, 0].float().mean() < 5
+    assert by_name["turned.png"][0, -1].float().mean() > 250
+    assert (by_name["grey.png"] == 200).all()
+    assert by_name["clear.png"].shape == (3, 32, 32)
+
+
+def test_a_zip_is_its_folder(album: Path, photos: Photos, tmp_path: Path) -> None:
+    path = tmp_path / "album.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in find_photos(album).names:
+            archive.write(album / name, f"deep/er/{name}")
+        archive.writestr("__MACOSX/deep/._00.png", b"nothing")
+        archive.writestr("notes.txt", b"nothing")
+    found = read_photos(path, size=32)
+    assert found.classes == ("cat", "dog")
+    assert torch.equal(found.pixels, photos.pixels)
+    assert torch.equal(found.labels, photos.labels)
+
+
+def test_limit_takes_an_even_part(album: Path) -> None:
+    assert read_photos(album, size=32, limit=6).labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert len(read_photos(album, size=32, limit=1000)) == 20
+
+
+def test_damaged_photographs_are_named(album: Path, tmp_path: Path) -> None:
+    noise(tmp_path, each=2)
+    (tmp_path / "dog/99.png").write_bytes((tmp_path / "dog/00.png").read_bytes()[:100])
+    found = read_photos(tmp_path, size=32)
+    assert len(found) == 4
+    assert found.lost[0].startswith("dog/99.png")
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda p: p / "nowhere", "is not there"),
+        (lambda p: p / "file.txt", "is neither a folder nor a zip"),
+        (lambda p: p / "empty", "holds no photographs"),
+        (lambda p: p / "broken", "none of the 1 photographs"),
+    ],
+)
+def test_no_photographs(tmp_path: Path, make: object, words: str) -> None:
+    (tmp_path / "file.txt").write_text("no")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/a.jpg").write_bytes(b"no")
+    with pytest.raises(TimetError, match=words):
+        read_photos(make(tmp_path), size=32)
+
+
+# ---------------------------------------------------------------- views, loss, teacher
+
+
+def test_views_have_sizes_and_are_each_their_own() -> None:
+    seed_everything(0)
+    pixels = torch.randint(0, 256, (3, 3, 64, 64), dtype=torch.uint8)
+    large, small = MultiCrop(64, 32, 4)(pixels)
+    assert large.shape == (2, 3, 3, 64, 64)
+    assert small.shape == (4, 3, 3, 32, 32)
+    assert large.dtype == torch.float32
+    seen = {round(float(view.mean()), 5) for view in small.flatten(0, 1)}
+    assert len(seen) == 12
+    assert MultiCrop(64, 32, 0)(pixels)[1] is None
+
+
+def test_small_views_belong_to_their_photograph() -> None:
+    seed_everything(0)
+    pixels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
+    pixels[1] = 255
+    for views in MultiCrop(64, 32, 3)(pixels):
+        dark, light = views[:, 0].mean(dim=(1, 2, 3)), views[:, 1].mean(dim=(1, 2, 3))
+        ordinary = [
+            i for i in range(len(dark)) if views is not None and i != 1
+        ]  # the second large one may be solarised
+        assert all(dark[i] < light[i] for i in ordinary)
+
+
+def make_distiller(output_dim: int = 48) -> Distiller:
+    seed_everything(0)
+    nets = [create_backbone("timet_tiny_patch8_64", weights="none", tuned_blocks="all") for _ in range(2)]
+    return Distiller(*nets, hidden_dim=32, output_dim=output_dim)
+
+
+def test_loss_is_every_view_against_every_other_large_one() -> None:
+    net = make_distiller()
+    large, small = torch.randn(2, 4, 3, 32, 32), torch.randn(3, 4, 3, 16, 16)
+    got = net(large, small)
+    net.loss.center.zero_()
+    taught = [net.teacher_head(embed(net.teacher.model, view)) for view in large]
+    said = [net.head(embed(net.student.model, view)) for view in [*large, *small]]
+    total, pairs = 0.0, 0
+    for i, t in enumerate(taught):
+        for j, s in enumerate(said):
+            if i == j:
+                continue
+            for row in range(4):
+                total -= ((t[row] / 0.04).softmax(0) @ (s[row] / 0.1).log_softmax(0)).item() / 4
+            pairs += 1
+    assert got.item() == pytest.approx(total / pairs, rel=1e-4)
+
+
+def test_only_the_student_learns_and_the_teacher_follows() -> None:
+    net = make_distiller()
+    net(torch.randn(2, 4, 3, 32, 32), torch.randn(2, 4, 3, 16, 16)).backward()
+    assert all(p.grad is None for part in (net.teacher, net.teacher_head) for p in part.parameters())
+    assert net.student.model.blocks[0].attn.qkv.weight.grad.abs().sum() > 0
+    before = net.teacher.model.pos_embed.clone()
+    with torch.no_grad():
+        net.student.model.pos_embed += 1
+    net.follow(0.9)
+    assert torch.allclose(net.teacher.model.pos_embed, 0.9 * before + 0.1 * net.student.model.pos_embed, atol=1e-6)
+
+
+def test_a_network_without_class_token_is_refused() -> None:
+    nets = [create_backbone("resnet18", weights="none", tuned_blocks="all") for _ in range(2)]
+    with pytest.raises(TimetError, match="no class token"):
+        Distiller(*nets)
+
+
+# ---------------------------------------------------------------- neighbours
+
+
+def test_nearest_neighbours_are_a_weighted_vote() -> None:
+    rng = torch.Generator().manual_seed(1)
+    bank = torch.nn.functional.normalize(torch.randn(60, 8, generator=rng), dim=-1)
+    asked = torch.nn.functional.normalize(torch.randn(25, 8, generator=rng), dim=-1)
+    labels, truth = torch.randint(0, 5, (60,), generator=rng), torch.randint(0, 5, (25,), generator=rng)
+    right = 0
+    for z, y in zip(asked, truth):
+        likeness = (bank @ z).tolist()
+        votes = dict.fromkeys(range(5), 0.0)
+        for i in sorted(range(60), key=lambda i: -likeness[i])[:20]:
+            votes[int(labels[i])] += np.exp(likeness[i] / 0.07)
+        right += max(votes, key=votes.get) == int(y)
+    assert nearest_neighbours(bank, labels, asked, truth) == pytest.approx(right / 25)
+
+
+def test_features_are_normalised_and_batches_do_not_matter(photos: Photos) -> None:
+    seed_everything(0)
+    net = create_backbone("timet_tiny_patch8_64", weights="none", tuned_blocks=0).model
+    whole, parts = features(net, photos.pixels), features(net, photos.pixels, batch_size=3)
+    assert torch.allclose(whole, parts, atol=1e-5)
+    assert torch.allclose(whole.norm(dim=-1), torch.ones(len(photos)), atol=1e-5)
+
+
+# ---------------------------------------------------------------- runs
+
+
+def test_schedules_start_and_end_where_they_should(photos: Photos) -> None:
+    run = start_pretraining(PretrainConfig(**{**TINY, "epochs": 100, "lr": 0.064}), photos)
+    assert run.total == 200
+    peak = 0.064 * 8 / 512
+    course = [schedules(replace(run, step=step)) for step in range(201)]
+    assert course[19]["lr"] == pytest.approx(peak)
+    assert course[9]["lr"] == pytest.approx(peak / 2)
+    assert course[200]["lr"] < peak / 100
+    assert course[0]["ema_decay"] == pytest.approx(0.99)
+    assert course[200]["ema_decay"] == pytest.approx(1, abs=1e-4)
+    assert course[200]["weight_decay"] == pytest.approx(0.4, rel=1e-3)
+
+
+def test_every_photograph_once_an_epoch(photos: Photos) -> None:
+    run = start_pretraining(PretrainConfig(**{**TINY, "batch_size": 10}), photos)
+    seen, found = torch.arange(20).float(), []
+    for part in batches(run, seen):
+        found += part.tolist()
+        run.step += 1
+        if run.step == 4:
+            break
+    assert sorted(found[:20]) == sorted(found[20:]) == list(range(20))
+    assert found[:20] != found[20:]
+    assert epoch_order(0, 1, 20).tolist() == [int(i) for i in found[20:]]
+
+
+def test_a_stopped_run_goes_on_to_the_last_bit(photos: Photos, tmp_path: Path) -> None:
+    def centre(folder: Path, *ends: int) -> torch.Tensor:
+        for end in ends:
+            run = start_pretraining(PretrainConfig(**TINY, max_steps=end), photos)
+            run.folder = folder
+            if end != ends[0]:
+                restore_pretraining(run)
+            fit(run)
+        return run.distiller.teacher.model.norm.weight, run.distiller.loss.center
+
+    for one, two in zip(centre(tmp_path / "a", 4), centre(tmp_path / "b", 1, 3, 4)):
+        assert torch.equal(one, two)
+
+
+def test_minutes_choose_the_steps(photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timet.pretraining.WARM", 1)
+    monkeypatch.setattr("timet.pretraining.TIMED", 3)
+    run = start_pretraining(PretrainConfig(**{**TINY, "epochs": 1000}, minutes=0.05), photos)
+    run.folder = tmp_path
+    assert fit(run)
+    assert 3 < run.step == run.total < 2000
+    assert 1 < run.seconds < 20
+
+
+def test_a_batch_larger_than_the_set(photos: Photos) -> None:
+    with pytest.raises(TimetError, match="choose --batch-size 20 or smaller"):
+        start_pretraining(PretrainConfig(**{**TINY, "batch_size": 21}), photos)
+
+
+@pytest.mark.parametrize(
+    "name", [f.name for f in fields(PretrainConfig) if isinstance(f.default, (int, float)) and f.default]
+)
+def test_every_number_is_checked(name: str) -> None:
+    with pytest.raises(TimetError, match=f"--{name.replace('_', '-')} must be"):
+        PretrainConfig(**{name: -1}).check_values()
+    with pytest.raises(TimetError, match=f"--{name.replace('_', '-')} must be"):
+        PretrainConfig(**{name: float("nan")}).check_values()
+
+
+# ---------------------------------------------------------------- the command
+
+
+def words(**flags: object) -> list[str]:
+    return [w for name, value in {**TINY, **flags}.items() for w in (f"--{name.replace('_', '-')}", str(value))]
+
+
+def ask(*argv: object) -> tuple[int, str, str]:
+    "Exit status, what was printed, and what went to stderr."
+    out, wrong = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(wrong):
+        try:
+            main([str(word) for word in argv])
+        except SystemExit as end:
+            return int(end.code or 0), out.getvalue(), wrong.getvalue()
+    return 0, out.getvalue(), wrong.getvalue()
+
+
+@pytest.fixture(scope="module")
+def done(album: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    run = tmp_path_factory.mktemp("runs") / "run"
+    status, told, wrong = ask(album, *words(check=album, about="Made of noise.", out=run))
+    assert status == 0, wrong
+    return run, told
+
+
+def test_a_run_leaves_weights_figures_and_a_card(done: tuple[Path, str]) -> None:
+    run, told = done
+    name = "timet_tiny_patch8_64"
+    assert f"weights: {run / name}.safetensors" in told
+    scores = json.loads((run / "check.json").read_text())
+    assert scores["chance"] == 0.5
+    assert set(scores) == {"chance", "pretrained", "random"}
+    text = (run / f"{name}.md").read_text()
+    assert all(
+        part in text for part in ("Made of noise.", "## Recipe", "## Compute", "## Figures", "## Not for", "| random |")
+    )
+    assert (run / f"{name}.safetensors").stat().st_size < 8e6
+    net = load_backbone(run / f"{name}.safetensors", tuned_blocks=2)
+    assert net.source.startswith(name) and "photographs without labels" in net.source
+    assert net.tokens(torch.randn(1, 3, 64, 96)).shape == (1, 96, 128)
+
+
+def test_the_file_holds_the_teacher(done: tuple[Path, str]) -> None:
+    run, _ = done
+    state = torch.load(run / "checkpoints/last.pt", weights_only=True)["distiller"]
+    net = load_backbone(run / "timet_tiny_patch8_64.safetensors", tuned_blocks=0)
+    for name, value in net.model.state_dict().items():
+        assert torch.allclose(value, state[f"teacher.model.{name}"], atol=1e-3), name
+
+
+def test_small_is_small_enough() -> None:
+    net = create_backbone("timet_small_patch8_64", weights="none", tuned_blocks=0)
+    assert 2 * sum(p.numel() for p in net.model.parameters()) < 8e6
+
+
+def test_a_finished_run_wants_more_time(done: tuple[Path, str], album: Path) -> None:
+    run, _ = done
+    status, _, wrong = ask("--resume", run)
+    assert status == 2
+    assert "is finished after 4 steps" in wrong
+    status, told, wrong = ask("--resume", run, "--epochs", 3)
+    assert status == 0, wrong
+    assert "in 6 steps" in told
+    log = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
+    assert log == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stop_for_a_trial_says_how_to_go_on(album: Path, tmp_path: Path) -> None:
+    status, told, _ = ask(album, *words(out=tmp_path / "run", max_steps=2))
+    assert status == 0
+    assert (
+        f"stopped after step 2 of 4; all is saved, go on with: python -m timet.pretrain --resume {tmp_path / 'run'}"
+        in told
+    )
+    assert ask("--resume", tmp_path / "run")[0] == 0
+
+
+def test_wrong_words(done: tuple[Path, str], album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run, _ = done
+    for argv, said in (
+        ([], "photographs are needed"),
+        ([tmp_path / "no"], "is not there"),
+        ([album, "--check", tmp_path / "no"], "is not there"),
+        ([album, "--batch-size", "1"], "--batch-size must be at least 2"),
+        ([album, "--out", run], "already holds a run"),
+        (["--resume", tmp_path], "has no config.json"),
+        (["--resume", run, "--lr", "1"], "was started with lr=0.001 and not 1.0"),
+        ([album, *words(image_size=36, out=tmp_path / "x")], "does not divide"),
+        ([album, *words(backbone="resnet18", out=tmp_path / "x")], "no class token"),
+        ([album, *words(device="cuda:9", out=tmp_path / "x")], "is not on this machine"),
+    ):
+        status, _, wrong = ask(*argv)
+        assert status == 2, argv
+        assert said in wrong, wrong
+        assert "Traceback" not in wrong
+    assert not (tmp_path / "x").exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "one process" in ask(album)[2]
+
+
+def test_a_missing_package_is_named(album: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    status, _, wrong = ask(album, *words(out=tmp_path / "run"))
+    assert status == 2
+    assert "pip install 'timet[pretrain]'" in wrong
+
+
+def test_config_of_a_run_is_read_back(done: tuple[Path, str]) -> None:
+    run, _ = done
+    config = resumed(PretrainConfig(resume=run), ["--resume", str(run)])
+    assert config.resume == config.out == run
+    assert {f.name for f in fields(PretrainConfig)} >= FREE
+
+
+# ---------------------------------------------------------------- weights that travel
+
+
+def test_shipped_weights_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, done: tuple[Path, str]) -> None:
+    with pytest.raises(TimetError, match="no weights of resnet18 are shipped"):
+        shipped_weights("resnet18")
+    run, _ = done
+    folder = tmp_path / "data_samples/weights"
+    folder.mkdir(parents=True)
+    for ending in ("safetensors", "json"):
+        (folder / f"timet_tiny_patch8_64.{ending}").write_bytes((run / f"timet_tiny_patch8_64.{ending}").read_bytes())
+    monkeypatch.setattr("timet.backbone.samples_dir", lambda: tmp_path / "data_samples")
+    net = create_backbone("timet_tiny_patch8_64", weights="shipped", tuned_blocks=0)
+    assert "photographs without labels" in net.source
+    with pytest.raises(TimetError, match="only of timet_tiny_patch8_64"):
+        create_backbone("timet_small_patch8_64", weights="shipped")
+
+
+REAL = Path(os.environ.get("TIMET_CLIPS", "/nowhere")) / "tiny-imagenet"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real photographs here (set TIMET_CLIPS)")
+def test_real_photographs(tmp_path: Path) -> None:
+    config = PretrainConfig(**{**TINY, "image_size": 64, "local_size": 32, "batch_size": 16, "max_steps": 3}, limit=200,
+                            images=REAL / "val-2k.zip", out=tmp_path / "run")  # fmt: skip
+    losses = []
+    run = pretrain(config, on_step=lambda numbers: losses.append(numbers["loss"]))
+    assert len(losses) == 3
+    assert all(0 < loss < 2 * np.log(48) for loss in losses)
+    assert "200 photographs" in (run / "timet_tiny_patch8_64.md").read_text()
