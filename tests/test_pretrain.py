@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shutil
 import zipfile
 from dataclasses import fields, replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from timet.pretraining import (
     batches,
     epoch_order,
     fit,
+    pretrain_step,
     restore_pretraining,
     schedules,
     start_pretraining,
@@ -276,6 +278,54 @@ def test_minutes_choose_the_steps(photos: Photos, tmp_path: Path, monkeypatch: p
     assert 1 < run.seconds < 20
 
 
+def test_more_minutes_after_the_end(done: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("timet.pretraining.WARM", 1)
+    monkeypatch.setattr("timet.pretraining.TIMED", 3)
+    run = shutil.copytree(done[0], tmp_path / "run")
+    before = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    status, told, wrong = ask("--resume", run, "--minutes", 0.05)
+    assert status == 0, wrong
+    after = torch.load(run / "checkpoints/last.pt", weights_only=True)
+    assert after["step"] == after["total"] > before["step"] + 3
+    assert "loss" in told
+
+
+def test_minutes_are_forgotten_by_a_stop_before_the_speed_is_known(photos: Photos, tmp_path: Path) -> None:
+    run = start_pretraining(PretrainConfig(**TINY, minutes=5, max_steps=2), photos)
+    run.folder = tmp_path
+    assert fit(run)
+    assert (run.step, run.total) == (2, 4)
+
+
+def test_a_gradient_that_is_no_number_is_not_saved(photos: Photos, tmp_path: Path) -> None:
+    run = start_pretraining(PretrainConfig(**{**TINY, "log_every": 100}), photos)
+    run.folder = tmp_path
+    with torch.no_grad():
+        run.distiller.student.model.pos_embed[:] = float("nan")
+    with pytest.raises(TimetError, match="smaller --lr"):
+        fit(run)
+    assert not (tmp_path / "checkpoints/last.pt").exists()
+
+
+def test_a_run_that_fails_before_its_first_step_gives_its_folder_back(
+    album: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise TimetError("the GPU is full")
+
+    monkeypatch.setattr("timet.pretraining.pretrain_step", fail)
+    assert "the GPU is full" in ask(album, *words(out=tmp_path / "run"))[2]
+    assert not (tmp_path / "run").exists()
+
+
+def test_other_photographs_are_noticed(done: tuple[Path, str], tmp_path: Path) -> None:
+    run, _ = done
+    other = noise(tmp_path / "other", classes=("dog", "cat"))
+    status, _, wrong = ask(other, "--resume", run, "--epochs", 1000, "--max-steps", 500)
+    assert status == 2
+    assert "other photographs" in wrong
+
+
 def test_a_batch_larger_than_the_set(photos: Photos) -> None:
     with pytest.raises(TimetError, match="choose --batch-size 20 or smaller"):
         start_pretraining(PretrainConfig(**{**TINY, "batch_size": 21}), photos)
@@ -347,14 +397,15 @@ def test_small_is_small_enough() -> None:
     assert 2 * sum(p.numel() for p in net.model.parameters()) < 8e6
 
 
-def test_a_finished_run_wants_more_time(done: tuple[Path, str], album: Path) -> None:
-    run, _ = done
+def test_a_finished_run_wants_more_time(done: tuple[Path, str], tmp_path: Path) -> None:
+    run = shutil.copytree(done[0], tmp_path / "run")
     status, _, wrong = ask("--resume", run)
     assert status == 2
     assert "is finished after 4 steps" in wrong
     status, told, wrong = ask("--resume", run, "--epochs", 3)
     assert status == 0, wrong
     assert "in 6 steps" in told
+    assert "has done 6 steps" in ask("--resume", run, "--max-steps", 5, "--epochs", 9)[2]
     log = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert log == [1, 2, 3, 4, 5, 6]
 
@@ -436,3 +487,15 @@ def test_real_photographs(tmp_path: Path) -> None:
     assert len(losses) == 3
     assert all(0 < loss < 2 * np.log(48) for loss in losses)
     assert "200 photographs" in (run / "timet_tiny_patch8_64.md").read_text()
+
+
+def test_weight_decay_may_start_at_nothing(photos: Photos) -> None:
+    run = start_pretraining(PretrainConfig(**{**TINY, "epochs": 2}, weight_decay=0.0), photos)
+    seen = []
+    for part in batches(run, photos.pixels):
+        pretrain_step(run, part)
+        seen.append(sorted({group["weight_decay"] for group in run.optimizer.param_groups}))
+        if run.step == run.total:
+            break
+    assert seen[0] == [0.0]
+    assert seen[-1][0] == 0.0 < seen[-1][1]

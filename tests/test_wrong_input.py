@@ -179,7 +179,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda t: create_backbone("swin_tiny_patch4_window7_224", weights="none"),
         "not supported",
     ),
-    "weights that are not there": (lambda t: create_backbone(TINY, weights=t / "a.pth"), "a.pth|hub, none or a file"),
+    "weights that are not there": (lambda t: create_backbone(TINY, weights=t / "a.pth"), "a.pth|none or a file"),
     "weights of another network": (
         lambda t: create_backbone(
             "vit_small_patch16_224", weights=other_network(t / "a.safetensors").with_suffix(".safetensors")

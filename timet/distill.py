@@ -33,10 +33,11 @@ def need(
 
 # %% ../nbs/41b_distill.ipynb #e41bdbed
 class MultiCrop(nn.Module):
-    """Two large and several small views of every photograph, drawn anew on the device, each photograph for itself.
+    """Two large and several small views of every photograph, drawn where the photographs are, each for itself.
 
     The chances and strengths are those of DINO (Caron et al. 2021, App. C, as in `lightly.transforms.DINOTransform`);
-    the blur is scaled with the photograph, which is 64 pixels wide here and not 224.
+    the blur is scaled with the photograph, which is 64 pixels wide here and not 224. Leave the module itself on the CPU:
+    it holds no weights, and chances drawn on a GPU would have to be waited for.
     """
 
     def __init__(
@@ -53,7 +54,8 @@ class MultiCrop(nn.Module):
 
         def views(size: int, scale: tuple[float, float], blur: float, solarize: float = 0.0) -> nn.Module:
             return K.AugmentationSequential(
-                K.RandomResizedCrop((size, size), scale=scale, ratio=(3 / 4, 4 / 3)),
+                # "slice" would cut one photograph after the other
+                K.RandomResizedCrop((size, size), scale=scale, ratio=(3 / 4, 4 / 3), cropping_mode="resample"),
                 K.RandomHorizontalFlip(p=0.5),
                 K.ColorJitter(0.4, 0.4, 0.2, 0.1, p=0.8),
                 K.RandomGrayscale(p=0.2),
@@ -133,11 +135,14 @@ class Distiller(nn.Module):
         "Every view of the student against the large views of the teacher, in one pass for each size."
         many = large.shape[1]
         with torch.no_grad():
-            taught = self.teacher_head(self.see(self.teacher.model, large.flatten(0, 1)))
+            taught = self.see(self.teacher.model, large.flatten(0, 1))
         seen = [self.see(self.student.model, views.flatten(0, 1)) for views in (large, small) if views is not None]
-        said = self.head(torch.cat(seen))
-        with torch.autocast(large.device.type, enabled=False):  # a sum over thousands of classes is no place for bf16
-            return self.loss(list(taught.float().split(many)), list(said.float().split(many)))
+        # bf16 would round cosines that are divided by 0.04, and a sum over thousands of classes
+        with torch.autocast(large.device.type, enabled=False):
+            with torch.no_grad():
+                taught = self.teacher_head(taught.float())
+            said = self.head(torch.cat(seen).float())
+            return self.loss(list(taught.split(many)), list(said.split(many)))
 
     @torch.no_grad()
     def follow(

@@ -48,7 +48,7 @@ def nearest_neighbours(
     neighbours: int = NEIGHBOURS,
     temperature: float = 0.07,
 ) -> float:  # Share that is right, 0 to 1
-    "Weighted nearest neighbours (Caron et al. 2021, Sec. 4.1: k = 20, temperature 0.07); the vote is `lightly`'s."
+    "Weighted nearest neighbours (Caron et al. 2021, k-NN evaluation: k = 20, temperature 0.07); the vote is `lightly`'s."
     need("lightly")
     from lightly.utils.benchmarking import knn_predict
 

@@ -6,6 +6,7 @@
 __all__ = ['ENDINGS', 'Album', 'find_photos', 'Photos', 'read_photos']
 
 # %% ../nbs/41a_photos.ipynb #74519478
+import hashlib
 import io
 import zipfile
 from collections.abc import Callable, Sequence
@@ -56,12 +57,14 @@ def find_photos(
     else:
         what = "is neither a folder nor a zip" if path.exists() else "is not there"
         raise TimetError(f"photographs come from a folder or a .zip, and {path} {what}; check the path")
-    good = [n for n in names if n.lower().endswith(ENDINGS) and not PurePosixPath(n).name.startswith((".", "_"))]
+    hidden = (".", "_")  # and `__MACOSX`, which that system's zips carry along
+    good = sorted(n for n in names if n.lower().endswith(ENDINGS) and "__MACOSX" not in n
+                  and not PurePosixPath(n).name.startswith(hidden))  # fmt: skip
     if not good:
         raise TimetError(
             f"{path} holds no photographs ({', '.join(ENDINGS)}); give a folder of pictures, or a zip of them"
         )
-    return Album(path, tuple(sorted(n for n in good if "__MACOSX" not in n)), read)
+    return Album(path, tuple(good), read)
 
 # %% ../nbs/41a_photos.ipynb #06583cbd
 @dataclass(frozen=True)
@@ -75,6 +78,10 @@ class Photos:
 
     def __len__(self) -> int:
         return len(self.pixels)
+
+    def fingerprint(self) -> str:
+        "The same for the same photographs, wherever they lie."
+        return hashlib.sha256(self.pixels.numpy().tobytes()).hexdigest()[:16]
 
 
 def _decode(data: bytes, size: int) -> np.ndarray:
@@ -106,11 +113,11 @@ def read_photos(
             "free; keep them smaller with --image-size, or take fewer with --limit"
         )
     classes = tuple(classes or album.classes())
-    pixels, good, lost = np.empty((len(names), size, size, 3), np.uint8), np.zeros(len(names), bool), []
+    pixels, good, lost = np.empty((len(names), 3, size, size), np.uint8), np.zeros(len(names), bool), []
 
     def one(i: int) -> tuple[int, str]:
         try:
-            pixels[i] = _decode(album.read(names[i]), size)
+            pixels[i] = rearrange(_decode(album.read(names[i]), size), "h w c -> c h w")
             return i, ""
         except Exception as error:  # each format breaks in its own way
             return i, f"{names[i]}: {type(error).__name__}"
@@ -126,9 +133,8 @@ def read_photos(
     if strange:
         raise TimetError(f"{path} holds the class {strange[0]!r}, which the other set lacks; give two sets of one kind")
     number = {name: i for i, name in enumerate(classes)}
-    kept = pixels if good.all() else pixels[good]
     return Photos(
-        torch.from_numpy(np.ascontiguousarray(rearrange(kept, "m h w c -> m c h w"))),
+        torch.from_numpy(pixels if good.all() else pixels[good]),
         torch.tensor([number[name] for name in folders]),
         classes,
         tuple(lost),

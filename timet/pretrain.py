@@ -19,7 +19,7 @@ from .distill import need
 from .neighbours import NEIGHBOURS, check_networks
 from .photos import Photos, find_photos, read_photos
 from .pretraining import PretrainConfig, Pretraining, fit, restore_pretraining, start_pretraining
-from .run import RunLog, claim_folder, read_log, versions
+from .run import RunLog, claim_folder, read_log, release_folder, versions
 
 # %% ../nbs/42_pretrain.ipynb #022c967c
 def card(
@@ -62,7 +62,7 @@ the file), which taught itself from photographs without labels (self-distillatio
 
 ## Not for
 Recognising people or things in earnest, or any judgement about a person. It has seen few and small photographs; its tokens
-are a start for time-tuning and for lessons where the larger networks of the hub are out of reach, and no rival to them.
+are a start for time-tuning and for lessons where the larger networks of the hub are out of reach; they do not compare with those.
 """
 
 # %% ../nbs/42_pretrain.ipynb #6df54cd5
@@ -115,6 +115,8 @@ def open_pretraining(
     held = json.loads((run.folder / "config.json").read_text(encoding="utf-8"))
     if config.epochs != held["epochs"]:
         run.total = asked
+    if config.max_steps and config.max_steps <= run.step:
+        raise TimetError(f"the run {run.folder} has done {run.step} steps; give more --max-steps, or none")
     if run.step >= run.total and not config.minutes:
         raise TimetError(
             f"the run {run.folder} is finished after {run.step} steps; to go on, give --minutes, or more --epochs than "
@@ -138,6 +140,8 @@ def pretrain(
         raise TimetError("photographs are needed: python -m timet.pretrain FOLDER|ZIP")
     for package in ("lightly", "kornia"):
         need(package)
+    if config.check:
+        import lightly.utils.benchmarking  # noqa: F401  the vote: what is missing is missed now, not after training
     if not config.resume:
         claim_folder(config.out, "pretrain", make=False)
     if config.check:
@@ -160,12 +164,18 @@ def pretrain(
         finished = fit(run, log, on_step)
     finally:
         log.close()
-    file = keep(run, check)
-    if not finished or run.step < run.total:
-        print(f"stopped after step {run.step} of {run.total}; all is saved, go on with: "
-              f"python -m timet.pretrain --resume {run.folder}", flush=True)  # fmt: skip
-    if not finished:
-        raise KeyboardInterrupt
+        if run.step == 0:
+            release_folder(run.folder)
+    file = keep(run, check if finished else None)
+    if run.step < run.total:
+        words = (
+            f"stopped after step {run.step} of {run.total}; all is saved, go on with: "
+            f"python -m timet.pretrain --resume {run.folder}"
+        )
+        if not finished:
+            raise KeyboardInterrupt(words)
+        print(words, flush=True)
+        return run.folder
     losses = [row["loss"] for row in read_log(run.folder / "log.jsonl")]
     print(f"loss {losses[0]:.3f} -> {losses[-1]:.3f} in {run.step} steps\n"
           f"weights: {file}\ntry them: python -m timet.segment VIDEO --checkpoint {file}", flush=True)  # fmt: skip

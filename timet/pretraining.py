@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAST', 'WARM', 'TIMED', 'PretrainConfig', 'Pretraining', 'start_pretraining', 'schedules', 'pretrain_step',
-           'save_pretraining', 'restore_pretraining', 'epoch_order', 'batches', 'fit']
+           'save_pretraining', 'restore_pretraining', 'epoch_order', 'batches', 'Budget', 'fit']
 
 # %% ../nbs/41d_pretraining.ipynb #ec1b5847
 import time
@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import torch
+import torch._dynamo
 import tyro
 from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from .backbone import create_backbone
 from .core import TimetError, pick_device, pick_precision, progress, seed_everything
@@ -83,9 +83,9 @@ class PretrainConfig:
     ema_decay: float = 0.99
     "The teacher's memory at the first step, rising to 1 (DINO: 0.996 for its longer training)."
     teacher_temp: float = 0.04
-    "Temperature of the teacher's distribution (DINO: 0.04); the student's is 0.1."
+    "Temperature of the teacher's distribution (DINO: 0.04, in the paper rising to 0.07); the student's is 0.1."
     clip_grad: float = 3.0
-    "Largest norm of the gradient (DINO: 3)."
+    "Largest norm of the gradient of all weights together (DINO: 3, for each)."
 
     device: str = "auto"
     "auto, cpu, cuda, cuda:N or mps."
@@ -129,6 +129,7 @@ class Pretraining:
     views: MultiCrop
     optimizer: torch.optim.Optimizer
     total: int  # Steps that the schedules span
+    key: str  # Fingerprint of the photographs
     folder: Path = Path()
     step: int = 0  # Steps done
     seconds: float = 0.0  # Spent in steps
@@ -162,10 +163,11 @@ def start_pretraining(
         student, teacher, hidden_dim=config.hidden_dim, output_dim=config.output_dim, teacher_temp=config.teacher_temp
     ).to(device)
     learned = nn.ModuleList([distiller.student, distiller.head])
-    optimizer = torch.optim.AdamW(param_groups_weight_decay(learned, 1.0), lr=config.lr, fused=device.type == "cuda")
-    views = MultiCrop(config.image_size, config.local_size, config.local_views).to(device)
+    groups = [{**group, "decays": group["weight_decay"] > 0} for group in param_groups_weight_decay(learned, 1.0)]
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=device.type == "cuda")
+    views = MultiCrop(config.image_size, config.local_size, config.local_views)
     total = config.epochs * (len(photos) // config.batch_size)
-    return Pretraining(config, photos, device, precision, distiller, views, optimizer, total)
+    return Pretraining(config, photos, device, precision, distiller, views, optimizer, total, photos.fingerprint())
 
 
 def schedules(
@@ -186,23 +188,24 @@ def schedules(
 def pretrain_step(
     run: Pretraining,
     pixels: Tensor,  # uint8, on the device `(b 3 H W)`
-) -> dict[str, Tensor | float]:  # `loss` and what the schedules said
+) -> dict[str, Tensor | float]:  # `loss`, `grad_norm` before it is clipped, and what the schedules said
     "One step: views, loss, gradient, teacher."
     now = schedules(run)
     for group in run.optimizer.param_groups:
         group["lr"] = now["lr"]
-        group["weight_decay"] = now["weight_decay"] if group["weight_decay"] else 0.0
+        group["weight_decay"] = now["weight_decay"] if group["decays"] else 0.0
     views = run.views(pixels)  # in fp32: the geometry of the crops needs it
     with torch.autocast(run.device.type, torch.bfloat16, enabled=run.precision == "bf16"):
         loss = run.distiller(*views)
     run.optimizer.zero_grad()
     loss.backward()
-    nn.utils.clip_grad_norm_((p for g in run.optimizer.param_groups for p in g["params"]), run.config.clip_grad)
+    learned = [p for group in run.optimizer.param_groups for p in group["params"]]
+    norm = nn.utils.clip_grad_norm_(learned, run.config.clip_grad)
     run.distiller.head.cancel_last_layer_gradients(run.step // run.steps_per_epoch)
     run.optimizer.step()
     run.distiller.follow(now["ema_decay"])
     run.step += 1
-    return {"loss": loss.detach(), **now}
+    return {"loss": loss.detach(), "grad_norm": norm.detach(), **now}
 
 # %% ../nbs/41d_pretraining.ipynb #1a4535f4
 LAST = Path("checkpoints") / "last.pt"
@@ -219,7 +222,7 @@ def save_pretraining(
         "distiller": run.distiller.state_dict(),
         "optimizer": run.optimizer.state_dict(),
         "random": random_states(),
-        "photos": len(run.photos),
+        "photos": run.key,
         **{name: getattr(run, name) for name in ("step", "total", "seconds")},
     }
     save_checkpoint(run.folder / LAST, state)
@@ -233,9 +236,9 @@ def restore_pretraining(
     Raises `TimetError` where there is no checkpoint, or the photographs are others.
     """
     state = load_checkpoint(run.folder / LAST)
-    if state["photos"] != len(run.photos):
+    if state["photos"] != run.key:
         raise TimetError(
-            f"{run.folder} was started with {state['photos']} photographs, found {len(run.photos)}; give the same ones"
+            f"{run.folder} was started with other photographs than these {len(run.photos)}; give the same ones"
         )
     run.distiller.load_state_dict(state["distiller"])
     run.optimizer.load_state_dict(state["optimizer"])
@@ -265,7 +268,44 @@ def batches(
             yield pixels[order[i * size : (i + 1) * size]]
 
 
-WARM, TIMED = 10, 40  # Steps before the clock starts, and steps after which the speed is known
+WARM, TIMED = 10, 60  # Steps before the clock starts, and steps after which the speed is known
+
+
+class Budget:
+    "Fits a run into some minutes: its steps are counted, and the schedules span as many as there is time for."
+
+    def __init__(self, run: Pretraining, minutes: float) -> None:
+        self.run, self.minutes, self.first, self.planned = run, minutes, run.step, run.total
+        self.start = time.monotonic()
+        self.warm: float | None = None
+        run.total = run.step + max(run.config.epochs * run.steps_per_epoch, TIMED + 1)  # until the speed is known
+
+    def look(
+        self,
+        due: bool,  # Look again, after `TIMED` steps
+    ) -> None:
+        "Call after every step, when a GPU has been waited for at the steps `WARM` and `TIMED`."
+        done, now = self.run.step - self.first, time.monotonic()
+        if done == WARM:
+            self.warm = now
+        if self.warm and (done == TIMED or (due and done > TIMED)):
+            left = 60 * self.minutes - (now - self.start)
+            self.run.total = self.run.step + max(int(left * (done - WARM) / (now - self.warm)), 1)
+
+    def give_up(self) -> None:
+        "The run is stopped: where the speed is not known yet, what was planned before holds again."
+        if self.run.step - self.first < TIMED:
+            self.run.total = max(self.planned, self.run.step)
+
+
+def _check_finite(
+    record: dict[str, float],
+) -> None:
+    if not record["loss"] + record["grad_norm"] < float("inf"):
+        raise TimetError(
+            f"loss {record['loss']} and gradient {record['grad_norm']} at step {record['step']}; the last checkpoint is whole: "
+            "start anew with a smaller --lr"
+        )
 
 
 def fit(
@@ -277,54 +317,56 @@ def fit(
 
     Raises `TimetError` where the loss is not finite or the disk is full; the last good checkpoint stays.
     """
-    config, first = run.config, run.step
-    last = min(run.total, config.max_steps or run.total)
-    pays = run.device.type == "cuda" and last - first > 1000
-    compile = config.compile == "on" or (config.compile == "auto" and pays)
-    run.distiller.see = torch.compile(embed, dynamic=False) if compile else embed
+    config, first, size = run.config, run.step, run.config.batch_size
+    budget = Budget(run, config.minutes) if config.minutes else None
+    most = config.max_steps or 10**12
+    run.distiller.see = _see(run, min(run.total, most) - first)
     run.distiller.train()
     pixels = run.photos.pixels.to(run.device)
     clock = saved = time.monotonic()
-    before, warm = run.seconds, None
-    bar = progress(desc="pretraining", unit="photo", total=last * config.batch_size, initial=first * config.batch_size)
+    before = run.seconds
+    bar = progress(desc="pretraining", unit="photo", total=min(run.total, most) * size, initial=first * size)
     with StopSignal() as stop, bar:
         for part in batches(run, pixels):
-            if run.step >= last:
+            if run.step >= min(run.total, most):
                 break
             numbers = pretrain_step(run, part)
-            bar.update(config.batch_size)
-            done = run.step - first
-            if config.minutes and done in (WARM, TIMED):
-                float(numbers["loss"])  # a GPU is waited for
-                warm = warm or time.monotonic()
-                if done == TIMED:
-                    pace = (time.monotonic() - warm) / (TIMED - WARM)
-                    left = 60 * config.minutes - (time.monotonic() - clock)
-                    run.total = run.step + max(int(left / pace), 1)
-                    last = min(run.total, config.max_steps or run.total)
-                    bar.total = last * config.batch_size
-                    tqdm.write(
-                        f"{config.minutes:g} minutes are enough for {run.total / run.steps_per_epoch:.1f} epochs"
-                    )
-            end = run.step == last or stop.asked
-            if end or run.step == 1 or run.step % config.log_every == 0:
+            bar.update(size)
+            due = run.step == first + 1 or time.monotonic() - saved > config.save_seconds
+            if budget:
+                if run.step - first in (WARM, TIMED):
+                    float(numbers["loss"])  # a GPU is waited for
+                budget.look(due)
+                bar.total = min(run.total, most) * size
+            end = run.step >= min(run.total, most) or stop.asked
+            if end or due or run.step % config.log_every == 0:
                 run.seconds = before + time.monotonic() - clock
                 record = {"step": run.step, "epoch": run.step // run.steps_per_epoch,
                           **{k: float(v) for k, v in numbers.items()}, "seconds": round(run.seconds, 1)}  # fmt: skip
-                if not record["loss"] < float("inf"):
-                    raise TimetError(
-                        f"the loss is {record['loss']} at step {run.step}; the last checkpoint is whole: start anew with a "
-                        "smaller --lr"
-                    )
+                _check_finite(record)
                 bar.set_postfix(loss=f"{record['loss']:.3f}", refresh=False)
                 if log:
                     log.write(record)
                 if on_step:
                     on_step(record)
-            if end or time.monotonic() - saved > config.save_seconds:
-                run.seconds = before + time.monotonic() - clock
+            if end and budget:
+                budget.give_up()
+            if end or due:
                 save_pretraining(run)
                 saved = time.monotonic()
             if end:
                 break
-    return run.step >= last
+    return not stop.asked or run.step >= min(run.total, most)
+
+
+def _see(
+    run: Pretraining,
+    steps: int,  # That are ahead
+) -> Callable[[nn.Module, Tensor], Tensor]:
+    "`embed`, compiled where that was asked for, or pays."
+    pays = run.device.type == "cuda" and (steps > 1000 or bool(run.config.minutes))
+    if run.config.compile == "off" or (run.config.compile == "auto" and not pays):
+        return embed
+    # without a compiler on the machine, `auto` goes on uncompiled
+    torch._dynamo.config.suppress_errors = run.config.compile == "auto"
+    return torch.compile(embed, dynamic=False)
