@@ -170,7 +170,7 @@ def pretrain(
     if run.step < run.total:
         words = (
             f"stopped after step {run.step} of {run.total}; all is saved, go on with: "
-            f"python -m timet.pretrain --resume {run.folder}"
+            f"python -m timet.pretrain --resume {run.folder}\nweights so far: {file}"
         )
         if not finished:
             raise KeyboardInterrupt(words)
