@@ -148,7 +148,7 @@ class Backbone(nn.Module):
     ) -> Tensor:  # Patch tokens after the final norm, prefix tokens dropped `(b n d)`
         "The tuned blocks and the final norm."
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-            # older torch reuses weights cast under no_grad, which have no gradient (pytorch issue 112583)
+            # older torch reuses weights cast under no_grad, which have no gradient (pytorch 112583)
             torch.clear_autocast_cache()
         x = self._stem(hidden) if self.tuned_blocks == "all" else hidden
         for block in blocks_of(self.model)[self.first_tuned :]:
