@@ -9,10 +9,10 @@ __all__ = ['NEIGHBOURS', 'features', 'nearest_neighbours', 'check_networks']
 from collections.abc import Mapping
 
 import torch
-from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .clips import normalize
 from .distill import embed, need
 from .photos import Photos
 
@@ -28,11 +28,10 @@ def features(
 ) -> Tensor:  # What `embed` makes of them, of length 1 `(m 2*d)`
     "Whole photographs as they are, without views; the network is in evaluation mode afterwards."
     model = model.to(device).eval()
-    mean, std = (torch.tensor(v, device=device)[:, None, None] for v in (IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD))
     found = []
     for part in pixels.split(batch_size):
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-            found.append(embed(model, (part.to(device).float() / 255 - mean) / std).float())
+            found.append(embed(model, normalize(part.to(device))).float())
     return F.normalize(torch.cat(found), dim=-1)
 
 
