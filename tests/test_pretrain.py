@@ -1,6 +1,7 @@
 """Photographs, self-distillation and the command: against loops written from the definitions, on pictures that the tests make."""
 
 import contextlib
+import inspect
 import io
 import json
 import os
@@ -20,6 +21,8 @@ from timet.photos import Photos, find_photos, read_photos
 
 pytest.importorskip("lightly")
 pytest.importorskip("kornia")
+
+from lightly.transforms import DINOTransform
 
 from timet.distill import Distiller, MultiCrop, embed
 from timet.neighbours import features, nearest_neighbours
@@ -145,15 +148,33 @@ def test_views_have_sizes_and_are_each_their_own() -> None:
     assert MultiCrop(64, 32, 0)(pixels)[1] is None
 
 
+def test_views_are_those_of_lightly() -> None:
+    "Every chance and strength against the defaults of `DINOTransform`."
+    want = {n: p.default for n, p in inspect.signature(DINOTransform.__init__).parameters.items()}
+    crops = MultiCrop(64, 32, want["n_local_views"])
+    for number, (views, scale) in enumerate(
+        [(crops.first, "global"), (crops.second, "global"), (crops.local, "local")]
+    ):
+        part = {type(module).__name__: module for module in views.children()}
+        assert tuple(part["RandomResizedCrop"]._param_generator.scale) == want[f"{scale}_crop_scale"]
+        assert part["RandomHorizontalFlip"].p == want["hf_prob"]
+        jitter = part["ColorJitter"]
+        assert jitter.p == want["cj_prob"]
+        strengths = [getattr(jitter, n) for n in ("brightness", "contrast", "saturation", "hue")]
+        assert strengths == [want["cj_strength"] * want[f"cj_{n}"] for n in ("bright", "contrast", "sat", "hue")]
+        assert part["RandomGrayscale"].p == want["random_gray_scale"]
+        assert part["RandomGaussianBlur"].p == want["gaussian_blur"][number]
+        assert ("RandomSolarize" in part) == (number == 1)
+    assert {type(m).__name__: m for m in crops.second.children()}["RandomSolarize"].p == want["solarization_prob"]
+
+
 def test_small_views_belong_to_their_photograph() -> None:
     seed_everything(0)
     pixels = torch.zeros(2, 3, 64, 64, dtype=torch.uint8)
     pixels[1] = 255
     for views in MultiCrop(64, 32, 3)(pixels):
         dark, light = views[:, 0].mean(dim=(1, 2, 3)), views[:, 1].mean(dim=(1, 2, 3))
-        ordinary = [
-            i for i in range(len(dark)) if views is not None and i != 1
-        ]  # the second large one may be solarised
+        ordinary = [i for i in range(len(dark)) if i != 1]  # the second large one may be solarised
         assert all(dark[i] < light[i] for i in ordinary)
 
 
@@ -270,7 +291,6 @@ def test_a_stopped_run_goes_on_to_the_last_bit(photos: Photos, tmp_path: Path) -
 
 def test_minutes_choose_the_steps(photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("timet.pretraining.WARM", 1)
-    monkeypatch.setattr("timet.pretraining.TIMED", 3)
     run = start_pretraining(PretrainConfig(**{**TINY, "epochs": 1000}, minutes=0.05), photos)
     run.folder = tmp_path
     assert fit(run)
@@ -280,7 +300,6 @@ def test_minutes_choose_the_steps(photos: Photos, tmp_path: Path, monkeypatch: p
 
 def test_more_minutes_after_the_end(done: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("timet.pretraining.WARM", 1)
-    monkeypatch.setattr("timet.pretraining.TIMED", 3)
     run = shutil.copytree(done[0], tmp_path / "run")
     before = torch.load(run / "checkpoints/last.pt", weights_only=True)
     status, told, wrong = ask("--resume", run, "--minutes", 0.05)
@@ -316,6 +335,9 @@ def test_a_run_that_fails_before_its_first_step_gives_its_folder_back(
     monkeypatch.setattr("timet.pretraining.pretrain_step", fail)
     assert "the GPU is full" in ask(album, *words(out=tmp_path / "run"))[2]
     assert not (tmp_path / "run").exists()
+    (tmp_path / "mine").mkdir()
+    assert "the GPU is full" in ask(album, *words(out=tmp_path / "mine"))[2]
+    assert list((tmp_path / "mine").iterdir()) == []
 
 
 def test_other_photographs_are_noticed(done: tuple[Path, str], tmp_path: Path) -> None:

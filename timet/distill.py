@@ -35,7 +35,7 @@ def need(
 class MultiCrop(nn.Module):
     """Two large and several small views of every photograph, drawn where the photographs are, each for itself.
 
-    The chances and strengths are those of DINO (Caron et al. 2021, App. C, as in `lightly.transforms.DINOTransform`);
+    The chances and strengths are those of DINO (Caron et al. 2021; the defaults of `lightly.transforms.DINOTransform`);
     the blur is scaled with the photograph, which is 64 pixels wide here and not 224. Leave the module itself on the CPU:
     it holds no weights, and chances drawn on a GPU would have to be waited for.
     """
@@ -50,7 +50,7 @@ class MultiCrop(nn.Module):
         import kornia.augmentation as K
 
         super().__init__()
-        sigma = (0.1 * image_size / 64, 2.0 * image_size / 224)
+        sigma = (0.1 * image_size / 224, 2.0 * image_size / 224)
 
         def views(size: int, scale: tuple[float, float], blur: float, solarize: float = 0.0) -> nn.Module:
             return K.AugmentationSequential(

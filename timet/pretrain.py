@@ -100,7 +100,7 @@ def open_pretraining(
     config: PretrainConfig,
     photos: Photos,
 ) -> Pretraining:
-    """Start a run in a folder of its own, or take up an old one, with the schedules drawn out where more was asked for.
+    """Start a run in a folder of its own, or take up an old one, with the schedules stretched where more was asked for.
 
     Raises `TimetError` where the folder is taken, or the run is finished and no more was asked for.
     """
@@ -151,6 +151,7 @@ def pretrain(
     for one in (photos, check):
         if one and one.lost:
             print(f"{len(one.lost)} photographs could not be read and are left out: {'; '.join(one.lost[:3])}")
+    empty = config.out is not None and config.out.exists()  # a folder of the user's, which stays
     run = open_pretraining(config, photos)
     net = run.distiller.teacher
     print(
@@ -165,7 +166,7 @@ def pretrain(
     finally:
         log.close()
         if run.step == 0:
-            release_folder(run.folder)
+            release_folder(run.folder, keep=empty)
     file = keep(run, check if finished else None)
     if run.step < run.total:
         words = (
@@ -187,7 +188,7 @@ def keep(
     check: Photos | None = None,  # Photographs to be named by their neighbours
 ) -> Path:  # The weights
     "Write the teacher as `NAME.safetensors` in fp16 with its JSON, its figures and its card."
-    scores = None
+    scores, note = None, "pretrained by timet.pretrain"
     if check:
         seed_everything(run.config.seed)
         nets = {"pretrained": run.distiller.teacher.model,
@@ -196,10 +197,10 @@ def keep(
     net = create_backbone(run.config.backbone, weights="none", tuned_blocks=0)
     net.model.load_state_dict(run.distiller.teacher.model.state_dict())
     net.source = f"photographs without labels (DINO, {run.step} steps)"
-    note = "pretrained by timet.pretrain"
     if scores:
-        note += ": " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in scores.items())
-        print(f"nearest neighbours: {note.split(': ')[1]}")
+        right = "nearest neighbours: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in scores.items())
+        note += f"; {right}"
+        print(right)
         write_json(run.folder / "check.json", scores)
     net.model.half()
     file = export_backbone(net, run.folder / f"{net.name}.safetensors", note=note)
