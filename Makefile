@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
-LESSONS := $(sort $(wildcard nbs/*.ipynb))
+LESSONS := $(sort $(wildcard nbs/*.ipynb nbs/*/*.ipynb))
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 
 .DEFAULT_GOAL := help

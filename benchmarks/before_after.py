@@ -1,7 +1,7 @@
 """What the shipped time-tuned network keeps on real video, beside its random start: `python benchmarks/before_after.py DAVIS VIDEOS`.
 
 For every clip at the paths: the share of patches that are in the same one of six clusters half a second later along the optical
-flow, over the clip's first four seconds, as it is and beyond chance (`timet.compare`). Prints a table with a mean for each path and
+flow, over the clip's first four seconds, as it is and beyond chance (`timet.lab.compare`). Prints a table with a mean for each path and
 writes it to `benchmarks/results/before_after.md`. Needs OpenCV (the extra `flow`).
 """
 
@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 
 from timet.backbone import load_backbone
-from timet.compare import compare, read_clip, start_of
 from timet.core import TimetError, progress, samples_dir
-from timet.data import find_sources
+from timet.data.find import find_sources
+from timet.lab.compare import compare, read_clip, start_of
 
 HERE = Path(__file__).resolve().parent
 CLUSTERS, LATER = 6, 0.5

@@ -22,10 +22,10 @@ import numpy as np
 import psutil
 import torch
 
-from timet.config import preset_config
 from timet.core import samples_dir
-from timet.data import find_sources
-from timet.report import look
+from timet.data.find import find_sources
+from timet.training.config import preset_config
+from timet.training.report import look
 
 HERE = Path(__file__).resolve().parent
 

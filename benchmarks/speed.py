@@ -26,9 +26,9 @@ import torch
 from torch import Tensor
 
 from timet.backbone import create_backbone
-from timet.clips import ClipAugment, ClipDataset, make_loader
 from timet.core import samples_dir, seed_everything
-from timet.data import find_sources
+from timet.data.clips import ClipAugment, ClipDataset, make_loader
+from timet.data.find import find_sources
 from timet.feature_forwarder import forward_maps
 from timet.loss import TimeT
 from timet.sinkhorn import sinkhorn

@@ -39,8 +39,6 @@ from einops import rearrange
 from PIL import Image
 
 from timet.backbone import create_backbone, load_backbone
-from timet.compare import Clip, clip_tokens, read_clip, same_colours
-from timet.config import FREE, TrainConfig, preset_config
 from timet.core import (
     TimetError,
     atomic_write,
@@ -52,16 +50,21 @@ from timet.core import (
     seed_everything,
     write_json,
 )
-from timet.data import Source, Sources, find_sources
-from timet.eval.cluster import kmeans, standardize_pca
-from timet.eval.forwarding import forward_masks, object_masks
-from timet.eval.jf import region_similarity
+from timet.data.find import Sources, find_sources
+from timet.data.source import Source
+from timet.data.video import frame_at
+from timet.eval.clustering import evaluate
+from timet.eval.davis import region_similarity
+from timet.eval.kmeans import kmeans, standardize_pca
+from timet.eval.propagate import forward_masks, object_masks
 from timet.eval.temporal import temporal_consistency
 from timet.eval.tokens import resize_labels
-from timet.eval.video import evaluate
+from timet.lab.compare import Clip, clip_tokens, read_clip, same_colours
 from timet.train import train
-from timet.video import frame_at
-from timet.viz import film_strip, overlay, to_png
+from timet.training.config import FREE, TrainConfig, preset_config
+from timet.viz.charts import to_png
+from timet.viz.paint import overlay
+from timet.viz.strips import film_strip
 
 HERE = Path(__file__).resolve().parent
 NETWORKS = ("patch colour", "random weights", "start", "time-tuned")

@@ -20,11 +20,11 @@ from timet.backbone import (
     create_backbone,
     export_backbone,
     load_backbone,
-    load_weights,
     resolve_name,
     stem,
 )
 from timet.core import TimetError
+from timet.model.weights import load_weights
 
 TINY = dict(patch_size=8, embed_dim=32, num_heads=2, depth=3)
 SLIM = dict(channels=(8, 16, 32, 64))

@@ -11,11 +11,11 @@ import pytest
 import tyro
 
 from timet import core
-from timet.config import TrainConfig, read_command
 from timet.core import data_folder, parse, samples_dir
 from timet.eval import foreground, forwarding, image, incontext, probe
 from timet.evaluate import EvaluateConfig
 from timet.train import held_out
+from timet.training.config import TrainConfig, read_command
 
 SCORES = [EvaluateConfig, image.ImageConfig, probe.ProbeConfig, foreground.ForegroundConfig, incontext.IncontextConfig,
           forwarding.ForwardingConfig]  # fmt: skip

@@ -15,11 +15,11 @@ from PIL import Image
 
 from timet import evaluate as room
 from timet.backbone import create_backbone, export_backbone
-from timet.cache import cache_folder, cached_arrays, content_key, fingerprint
-from timet.command import open_backbone
 from timet.core import TimetError
-from timet.data import find_sources
-from timet.eval.video import evaluate
+from timet.data.find import find_sources
+from timet.eval.cache import cache_folder, cached_arrays, content_key, fingerprint
+from timet.eval.clustering import evaluate
+from timet.eval.options import open_backbone
 from timet.evaluate import EvaluateConfig, format_table, load_tokens, main
 
 TINY = "timet_tiny_patch8_96"
@@ -184,7 +184,7 @@ def test_a_kill_leaves_nothing_that_looks_like_an_answer(tmp_path):
     code = f"""
 import time, numpy as np
 from pathlib import Path
-from timet.cache import cached_arrays
+from timet.eval.cache import cached_arrays
 def fill(allocate):
     allocate("tokens", (2, 5), np.float32)[:] = 1
     print("half", flush=True)

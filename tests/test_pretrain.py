@@ -17,17 +17,16 @@ from PIL import Image
 
 from timet.backbone import create_backbone, load_backbone, shipped_weights
 from timet.core import TimetError, seed_everything
-from timet.photos import Photos, find_photos, read_photos
+from timet.pretraining.photos import Photos, find_photos, read_photos
 
 pytest.importorskip("lightly")
 pytest.importorskip("kornia")
 
 from lightly.transforms import DINOTransform
 
-from timet.distill import Distiller, MultiCrop, embed
-from timet.neighbours import features, nearest_neighbours
 from timet.pretrain import FREE, main, pretrain, resumed
-from timet.pretraining import (
+from timet.pretraining.distill import Distiller, MultiCrop, embed
+from timet.pretraining.loop import (
     PretrainConfig,
     batches,
     epoch_order,
@@ -37,6 +36,7 @@ from timet.pretraining import (
     schedules,
     start_pretraining,
 )
+from timet.pretraining.neighbours import features, nearest_neighbours
 
 TINY = dict(
     backbone="timet_tiny_patch8_64", image_size=32, local_size=16, local_views=2, hidden_dim=32, output_dim=48,
@@ -290,7 +290,7 @@ def test_a_stopped_run_goes_on_to_the_last_bit(photos: Photos, tmp_path: Path) -
 
 
 def test_minutes_choose_the_steps(photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timet.pretraining.WARM", 1)
+    monkeypatch.setattr("timet.pretraining.loop.WARM", 1)
     run = start_pretraining(PretrainConfig(**{**TINY, "epochs": 1000}, minutes=0.05), photos)
     run.folder = tmp_path
     assert fit(run)
@@ -299,7 +299,7 @@ def test_minutes_choose_the_steps(photos: Photos, tmp_path: Path, monkeypatch: p
 
 
 def test_more_minutes_after_the_end(done: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timet.pretraining.WARM", 1)
+    monkeypatch.setattr("timet.pretraining.loop.WARM", 1)
     run = shutil.copytree(done[0], tmp_path / "run")
     before = torch.load(run / "checkpoints/last.pt", weights_only=True)
     status, told, wrong = ask("--resume", run, "--minutes", 0.05)
@@ -332,7 +332,7 @@ def test_a_run_that_fails_before_its_first_step_gives_its_folder_back(
     def fail(*_: object) -> None:
         raise TimetError("the GPU is full")
 
-    monkeypatch.setattr("timet.pretraining.pretrain_step", fail)
+    monkeypatch.setattr("timet.pretraining.loop.pretrain_step", fail)
     assert "the GPU is full" in ask(album, *words(out=tmp_path / "run"))[2]
     assert not (tmp_path / "run").exists()
     (tmp_path / "mine").mkdir()

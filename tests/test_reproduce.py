@@ -9,17 +9,19 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from timet import networks, plan, reproduce, runners
-from timet.config import read_command
+from timet import reproduce
 from timet.core import TimetError, samples_dir
-from timet.cost import Cost, Speed, cost_of, in_words, seconds_of, settings_of
-from timet.experiments import EXPERIMENTS, ask, find_experiment
-from timet.networks import NETWORKS, UNAVAILABLE, Found, find_network, open_network, run_name, training_words
-from timet.paper import FIGURES, TABLES
-from timet.places import LOOKED_FOR, find_data
-from timet.plan import SAMPLE_WARNING, describe_plan, make_plan
-from timet.results import Compared, as_json, as_markdown, grid_of
-from timet.runners import RUNNERS, Answer, Bench, answer
+from timet.paper import answers as runners
+from timet.paper import networks, plan
+from timet.paper.answers import RUNNERS, Answer, Bench, answer
+from timet.paper.cost import Cost, Speed, cost_of, in_words, seconds_of, settings_of
+from timet.paper.networks import NETWORKS, UNAVAILABLE, Found, find_network, open_network, run_name, training_words
+from timet.paper.places import LOOKED_FOR, find_data
+from timet.paper.plan import SAMPLE_WARNING, describe_plan, make_plan
+from timet.paper.questions import EXPERIMENTS, ask, find_experiment
+from timet.paper.results import Compared, as_json, as_markdown, grid_of
+from timet.paper.tables import FIGURES, TABLES
+from timet.training.config import read_command
 
 SAMPLES = samples_dir()
 TUNED = SAMPLES / "weights/timet_tiny.safetensors"

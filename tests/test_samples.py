@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timet import shapes, world
 from timet.core import TimetError, samples_dir
-from timet.data import find_sources
+from timet.data.find import find_sources
+from timet.data.video import read_frames, scan
 from timet.samples import SamplesConfig, main, render, true_motion, write_mask, write_video
-from timet.video import read_frames, scan
+from timet.world import scene as world
+from timet.world import shapes
 
 
 @pytest.fixture(scope="module")

@@ -18,12 +18,12 @@ from PIL import Image
 from timet import segment as room
 from timet.backbone import create_backbone
 from timet.core import TimetError
-from timet.data import find_sources, read_frames, read_mask, scan
-from timet.eval.cluster import standardize_pca
-from timet.movie import aspect_of, join_parts, paint_frame, ticks_of, write_part
-from timet.paint import cluster_colors
-from timet.segment import RESULT, SegmentConfig, Settings, join_team, main, plan_jobs, read_note, segment
-from timet.stream import (
+from timet.data.find import find_sources
+from timet.data.source import read_mask
+from timet.data.video import read_frames, scan
+from timet.eval.kmeans import standardize_pca
+from timet.film.movie import aspect_of, join_parts, paint_frame, ticks_of, write_part
+from timet.film.stream import (
     Clusters,
     fit_clusters,
     frames_in_order,
@@ -33,6 +33,8 @@ from timet.stream import (
     upscale_edges,
     working_size,
 )
+from timet.segment import RESULT, SegmentConfig, Settings, join_team, main, plan_jobs, read_note, segment
+from timet.viz.paint import cluster_colors
 
 SMALL = dict(clusters=3, image_size=32, frames=6, device="cpu")
 
@@ -231,7 +233,7 @@ def test_smoothing_is_a_triangle_in_time(tiny, film):
     source, seen = find_sources(film)[0], {}
     clusters = fit_clusters(np.random.default_rng(0).normal(size=(600, 128)).astype(np.float32), 4)
     size = working_size(tiny, *source.size, image_size=32)
-    from timet.clips import EvalTransform
+    from timet.data.clips import EvalTransform
 
     with torch.inference_mode():
         maps = clusters.maps(tiny.tokens(EvalTransform(size)(source.frames(range(12)))), tiny.grid(*size))

@@ -23,12 +23,12 @@ import torch
 from PIL import Image
 
 from timet import train as room
-from timet.config import FREE, PRESETS, TrainConfig, continued, load_config, preset_config, read_command
 from timet.core import TimetError, parse, run_command
-from timet.report import Snapshot, load_snapshot, matched, score_lines, write_report
-from timet.run import RunLog, StopSignal, claim_folder, load_checkpoint, read_log, save_checkpoint
-from timet.session import MODEL, cosine, start_accelerator, start_session, step_batches, train_step
+from timet.run.folder import RunLog, StopSignal, claim_folder, load_checkpoint, read_log, save_checkpoint
 from timet.train import main, train
+from timet.training.config import FREE, PRESETS, TrainConfig, continued, load_config, preset_config, read_command
+from timet.training.report import Snapshot, load_snapshot, matched, score_lines, write_report
+from timet.training.session import MODEL, cosine, start_accelerator, start_session, step_batches, train_step
 
 TINY = {
     "image_size": 32, "num_frames": 3, "delta_t": 0.25, "fps": 8.0, "batch_size": 4, "num_prototypes": 8, "head": (16, 8),

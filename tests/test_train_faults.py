@@ -17,11 +17,11 @@ import torch
 from PIL import Image
 
 from timet import train as room
-from timet.config import TrainConfig, load_config, read_command
 from timet.core import TimetError
-from timet.run import RunLog, claim_folder, load_checkpoint, read_log, save_checkpoint
-from timet.session import LAST, Session, start_accelerator, start_session
+from timet.run.folder import RunLog, claim_folder, load_checkpoint, read_log, save_checkpoint
 from timet.train import main, train
+from timet.training.config import TrainConfig, load_config, read_command
+from timet.training.session import LAST, Session, start_accelerator, start_session
 
 TINY = {
     "image_size": 32, "num_frames": 3, "delta_t": 0.25, "fps": 8.0, "batch_size": 4, "num_prototypes": 8, "head": (16, 8),

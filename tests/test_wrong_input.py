@@ -14,17 +14,17 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from timet.backbone import create_backbone, export_backbone, load_backbone
-from timet.clips import clip_index
-from timet.config import TrainConfig, read_command
 from timet.core import TimetError, atomic_write, pick_device, pick_precision
-from timet.data import find_sources
-from timet.eval.cluster import confusion, kmeans
-from timet.eval.video import evaluate
+from timet.data.clips import clip_index
+from timet.data.find import find_sources
+from timet.data.source import read_mask
+from timet.data.video import read_frames, scan
+from timet.eval.clustering import evaluate
+from timet.eval.kmeans import confusion, kmeans
 from timet.feature_forwarder import forward_maps
 from timet.loss import TimeT
 from timet.sinkhorn import sinkhorn
-from timet.source import read_mask
-from timet.video import read_frames, scan
+from timet.training.config import TrainConfig, read_command
 
 TINY = "timet_tiny_patch8_96"
 
@@ -254,7 +254,7 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
 
 def tokens_and_masks(tmp: Path) -> None:
     "Ask for tokens and masks of sequences whose masks have another size than their frames."
-    from timet.eval.video import extract_tokens
+    from timet.eval.tokens import extract_tokens
 
     extract_tokens(create_backbone(TINY, weights="none"), find_sources(tmp), num_frames=2, image_size=32, mask_size=32)
 

@@ -22,7 +22,7 @@ from timm.models import VisionTransformer, get_pretrained_cfg, is_model_in_modul
 from torch import Tensor, nn
 
 from .core import TimetError, atomic_write, check_shape, samples_dir, write_json
-from .weights import hub_file, load_weights
+from .model.weights import hub_file, load_weights
 
 # %% ../nbs/02_backbone.ipynb #833db7d3
 def stem(

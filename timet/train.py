@@ -21,12 +21,11 @@ from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from .backbone import export_backbone
-from .config import TrainConfig, continued, read_command
 from .core import data_folder, pick_precision, progress, run_command, write_json
-from .data import Source, find_sources
+from .data.find import find_sources
+from .data.source import Source
 from .eval.tokens import say_clips
-from .report import load_snapshot, look, score_lines, write_report
-from timet.run import (
+from timet.run.folder import (
     RunLog,
     StopSignal,
     claim_folder,
@@ -36,7 +35,9 @@ from timet.run import (
     restore_random_states,
     versions,
 )
-from timet.session import (
+from .training.config import TrainConfig, continued, read_command
+from .training.report import load_snapshot, look, score_lines, write_report
+from timet.training.session import (
     LAST,
     Session,
     readable,

@@ -12,7 +12,10 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from graphlib import CycleError
 from pathlib import Path
+
+from timet.viz.house import floors, imports
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET = "application/vnd.jupyter.widget-view+json"
@@ -34,15 +37,14 @@ def code_cells(notebook: dict) -> list[dict]:
     return [c for c in notebook["cells"] if c["cell_type"] == "code" and source(c).strip()]
 
 
-def address(path: Path) -> tuple[int, str]:
-    "A notebook's number and letter: `01a_clips` sorts after `01_data`."
-    number, letter = re.match(r"(\d+)([a-z]?)_", path.name).groups()
-    return int(number), letter
+def wing(path: Path) -> str:
+    "The folder of a notebook; empty on top."
+    return path.parent.relative_to(ROOT / "nbs").as_posix().removeprefix(".")
 
 
 def module_of(path: Path) -> str:
-    "The module a notebook must export to by its name: `07_eval.cluster` to `eval.cluster`."
-    return re.sub(r"^\d+[a-z]?_", "", path.stem)
+    "The module a notebook must export to by its place: `nbs/eval/01_kmeans.ipynb` to `eval.kmeans`."
+    return ".".join(filter(None, (wing(path), re.sub(r"^\d+_", "", path.stem))))
 
 
 def only_imports(code: str) -> bool | None:
@@ -80,37 +82,57 @@ def check_cells(notebooks: dict[Path, dict]) -> list[str]:
                     said.append(f"{path.name}: cell {cell['id']} shows a widget without a picture")
         plain = [c for c in cells if not directives(c)]
         if plain and not any(c.get("outputs") for c in cells):
-            said.append(f"{path.name}: nothing was recorded; run `python tools/run_nbs.py nbs/{path.name}`")
+            said.append(f"{path.name}: nothing was recorded; run `python tools/run_nbs.py {path.relative_to(ROOT)}`")
         size = path.stat().st_size / 1024
         if size > LIMIT_KB:
             said.append(f"{path.name}: {size:.0f} kB, the limit is {LIMIT_KB}")
     return said
 
 
-def check_modules(notebooks: dict[Path, dict]) -> list[str]:
-    "Every module has its notebook, and exported cells import only from lower numbers."
-    said = []
-    numbered = {p: nb for p, nb in notebooks.items() if re.match(r"\d+[a-z]?_", p.name)}
-    order = {}
-    for path, notebook in numbered.items():
+def check_names(notebooks: dict[Path, dict]) -> list[str]:
+    "`nbs/WING/NN_name.ipynb` exports to `timet/WING/name.py`, an index opens a folder, and nothing else is there."
+    said, numbers = [], {}
+    for path, notebook in notebooks.items():
+        shown = path.relative_to(ROOT)
+        if len(path.relative_to(ROOT / "nbs").parts) > 2 or not re.fullmatch(r"\d\d_\w+|index", path.stem):
+            said.append(f"{shown}: a notebook is called nbs/NN_name.ipynb or nbs/WING/NN_name.ipynb")
+            continue
+        if path.stem == "index":
+            continue
+        if numbers.setdefault((wing(path), path.stem[:2]), path) != path:
+            said.append(f"{shown}: the number {path.stem[:2]} is taken by {numbers[wing(path), path.stem[:2]].name}")
         named = [d.split()[1] for c in code_cells(notebook) for d in directives(c) if d.startswith("default_exp")]
         if named and named != [module_of(path)]:
-            said.append(f"{path.name}: exports to {named}, its name says {module_of(path)!r}")
-        if named:
-            order[module_of(path)] = address(path)
-    for module in (ROOT / "timet").rglob("*.py"):
-        name = ".".join(module.relative_to(ROOT / "timet").with_suffix("").parts)
-        if module.name not in ("__init__.py", "_modidx.py") and name not in order:
-            said.append(f"timet/{module.relative_to(ROOT / 'timet')}: no notebook exports it")
-    for path, notebook in numbered.items():
-        for cell in code_cells(notebook):
-            if "export" not in directives(cell):
-                continue
-            for name in re.findall(r"^\s*(?:from|import)\s+timet\.([\w.]+)", source(cell), re.M):
-                if name not in order:
-                    said.append(f"{path.name}: imports timet.{name}, which no notebook exports")
-                elif order[name] >= address(path):
-                    said.append(f"{path.name}: an exported cell imports timet.{name}, which has a higher number")
+            said.append(f"{shown}: exports to {named}, its place says {module_of(path)!r}")
+    said += [
+        f"nbs/{name}: a wing opens with index.ipynb or with a lesson 00"
+        for name in sorted({wing(p) for p in notebooks} - {""})
+        if not any(wing(p) == name and (p.stem == "index" or p.stem.startswith("00_")) for p in notebooks)
+    ]
+    exported = {module_of(p) for p, nb in notebooks.items() if any("default_exp" in source(c) for c in code_cells(nb))}
+    for file in (ROOT / "timet").rglob("*.py"):
+        name = ".".join(file.relative_to(ROOT / "timet").with_suffix("").parts)
+        if file.name == "__main__.py" and len([x for x in file.read_text().splitlines() if x.strip()]) > 2:
+            said.append(f"timet/{name}: more than an import and a call")
+        elif file.name not in ("__init__.py", "__main__.py", "_modidx.py") and name not in exported:
+            said.append(f"{file.relative_to(ROOT)}: no notebook exports it")
+    return said
+
+
+def check_arrows(notebooks: dict[Path, dict]) -> list[str]:
+    "A room imports only lower numbers of its own folder; between the rooms on top and the wings there is no circle."
+    said, number = [], {module_of(p): int(p.stem[:2]) for p in notebooks if p.stem != "index"}
+    rooms = imports(ROOT / "timet")
+    for room, others in rooms.items():
+        for other in others:
+            if other not in rooms:
+                said.append(f"timet.{room}: imports timet.{other}, which no notebook exports")
+            elif room.rpartition(".")[0] == other.rpartition(".")[0] and number[other] >= number[room]:
+                said.append(f"timet.{room}: imports timet.{other}, which has a higher number")
+    try:
+        floors(rooms)
+    except CycleError as error:
+        said.append(f"a circle between rooms and wings: {' <- '.join(error.args[1])}")
     return said
 
 
@@ -179,6 +201,13 @@ def check_style() -> list[str]:
 if __name__ == "__main__":
     notebooks = {p: json.loads(p.read_text(encoding="utf-8")) for p in sorted((ROOT / "nbs").rglob("*.ipynb"))}
     notebooks = {p: nb for p, nb in notebooks.items() if ".ipynb_checkpoints" not in p.parts}
-    findings = check_cells(notebooks) + check_modules(notebooks) + check_drift() + check_texts() + check_style()
+    findings = (
+        check_cells(notebooks)
+        + check_names(notebooks)
+        + check_arrows(notebooks)
+        + check_drift()
+        + check_texts()
+        + check_style()
+    )
     print("\n".join(findings) or f"{len(notebooks)} notebooks, their modules and texts agree")
     sys.exit(bool(findings))

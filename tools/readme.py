@@ -25,7 +25,7 @@ def render() -> tuple[str, dict[str, bytes]]:
     pictures = resources["outputs"]
     for name in pictures:
         body = body.replace(f"]({name})", f"](README_files/{name})")
-    body = re.sub(r"\]\((\d[\w.]+\.ipynb)", r"](nbs/\1", body)  # links between notebooks, seen from the root
+    body = re.sub(r"\]\((\w[\w./]+\.ipynb)", r"](nbs/\1", body)  # links between notebooks, seen from the root
     body = body.replace("](../", "](").replace("```python\n\n```", "")
     body = re.sub(r"\n\s*\n(\s*\n)*", "\n\n", body)
     return f"<!-- Rendered from nbs/index.ipynb by tools/readme.py -->\n\n{body.strip()}\n", pictures

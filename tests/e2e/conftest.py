@@ -51,7 +51,7 @@ def desk(chromium: str, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def notebook(desk: Path) -> Callable[[str], str]:
-    "Copy a notebook without its outputs, with a last cell that says when all is done; the copy's name comes back."
+    "Copy a notebook without its outputs, with a last cell that says when all is done; the copy's file name comes back."
 
     def copy(name: str) -> str:
         book = nbformat.read(NBS / name, as_version=4)
@@ -60,8 +60,8 @@ def notebook(desk: Path) -> Callable[[str], str]:
                 cell.outputs, cell.execution_count = [], None
         words = DONE.rpartition(" ")
         book.cells.append(nbformat.v4.new_code_cell(f"print({words[0]!r}, {words[2]!r})"))
-        nbformat.write(book, desk / name)
-        return name
+        nbformat.write(book, desk / Path(name).name)
+        return Path(name).name
 
     return copy
 

@@ -61,7 +61,7 @@ def look(page, picture, name: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(seen)).convert("RGB"), int)
 
 
-@pytest.mark.parametrize("name", ["03_feature_forwarder.ipynb", "20_widgets.ipynb"])
+@pytest.mark.parametrize("name", ["03_feature_forwarder.ipynb", "lab/00_widgets.ipynb"])
 def test_every_slider_changes_the_picture(name: str, lab: str, notebook: Callable[[str], str], page):
     run_all(page, lab, notebook(name))
     views = page.locator(".jp-NotebookPanel:visible .jp-OutputArea-output:has(img.timet-picture)")

@@ -1,0 +1,173 @@
+"Tokens of pictures: one pass, what is kept of it, masks at another size, shares of several processes."
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+
+from timet.core import TimetError
+from timet.data.clips import normalize
+from timet.data.images import ImageFile, Images
+from timet.eval.tokens import (
+    ImageTokens,
+    as_float,
+    extract_image_tokens,
+    extract_tokens,
+    read_masks,
+    this_shard,
+    tokens_of_images,
+)
+
+
+class Patches(nn.Module):
+    "Mean colours of 8 x 8 pixels."
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+        self.calls = []
+
+    def grid(self, height, width):
+        if height % 8 or width % 8:
+            raise TimetError(f"{height} x {width} does not divide into patches of 8")
+        return height // 8, width // 8
+
+    def tokens(self, images):
+        assert not torch.is_grad_enabled() and not self.training
+        self.calls.append(len(images))
+        return (nn.functional.avg_pool2d(images, 8) * self.weight).flatten(2).transpose(1, 2)
+
+
+@pytest.fixture
+def images(tmp_path) -> Images:
+    "Seven pictures of different sizes, the masks in their sizes; the last class id is 254."
+    items, rng = [], np.random.default_rng(0)
+    for i in range(7):
+        size = (16 + 8 * (i % 3), 32)
+        Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        ids = rng.choice([0, 3, 254, 255], size).astype(np.uint8)
+        Image.fromarray(ids).save(tmp_path / f"m{i}.png")
+        items.append(ImageFile(f"p{i}", str(tmp_path / f"{i}.png"), str(tmp_path / f"m{i}.png")))
+    return Images(items, classes={0: "background", 3: "x"}, semantic=False)
+
+
+def test_one_pass_over_every_picture(images):
+    model = Patches().train()
+    got = extract_image_tokens(model, images, image_size=16, mask_size=(4, 6), batch_size=3, device="cpu")
+    assert model.calls == [3, 3, 1] and model.training
+    assert got.tokens.shape == (7, 4, 3) and got.tokens.dtype == np.float32 and got.grid == (2, 2) and len(got) == 7
+    assert got.names == images.names and got.classes == images.classes and not got.semantic
+    assert got.masks.shape == (7, 4, 6) and got.masks.dtype == np.uint8
+    for i in range(7):
+        pixels = torch.from_numpy(images.image(i)).permute(2, 0, 1)[None].float()
+        small = nn.functional.interpolate(pixels, (16, 16), mode="bilinear", antialias=True) / 255
+        want = nn.functional.avg_pool2d(normalize(small), 8)[0].flatten(1).T
+        np.testing.assert_allclose(got.tokens[i], want, atol=0.02)  # resized in bytes or in floats
+        h, w = images.mask(i).shape
+        for y in range(4):
+            for x in range(6):
+                assert got.masks[i, y, x] == images.mask(i)[int((y + 0.5) * h / 4), int((x + 0.5) * w / 6)]
+
+
+@pytest.mark.filterwarnings("ignore:overflow")
+def test_bf16_is_rounded_as_torch_rounds():
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, 20_000, dtype=np.uint32).view(np.float32)
+    values = bits[np.isfinite(bits)]
+    want = torch.from_numpy(values).bfloat16().float().numpy()
+    stored = torch.from_numpy(values).bfloat16().view(torch.int16).numpy().view(np.uint16)
+    np.testing.assert_array_equal(as_float(stored), want)
+    np.testing.assert_array_equal(as_float(values.astype(np.float16)), values.astype(np.float16).astype(np.float32))
+    assert as_float(values) is values
+
+
+def test_bf16_of_a_pass(images):
+    args = {"image_size": 16, "mask_size": 4, "device": "cpu"}
+    exact = extract_image_tokens(Patches(), images, **args)
+    small = extract_image_tokens(Patches(), images, store="bf16", **args)
+    assert small.tokens.dtype == np.uint16 and small.tokens.nbytes * 2 == exact.tokens.nbytes
+    np.testing.assert_array_equal(as_float(small.tokens), torch.from_numpy(exact.tokens).bfloat16().float().numpy())
+    assert ImageTokens(small.tokens, small.masks, small.grid).tokens is small.tokens
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5])
+def test_shares_make_the_whole_bit_by_bit(images, count):
+    args = {"image_size": 16, "mask_size": 5, "batch_size": 2, "device": "cpu"}
+    whole = extract_image_tokens(Patches(), images, **args)
+    room: dict[str, np.ndarray] = {}
+
+    def allocate(name, shape, dtype):
+        return room.setdefault(name, np.full(shape, 77, dtype))
+
+    calls = 0
+    for which in reversed(range(count)):
+        model = Patches()
+        part = extract_image_tokens(model, images, allocate=allocate, shard=(which, count), **args)
+        assert part.tokens is room["tokens"]
+        calls += sum(n for n in model.calls if which * 4 // count != (which + 1) * 4 // count)
+    np.testing.assert_array_equal(room["tokens"], whole.tokens)
+    np.testing.assert_array_equal(room["masks"], whole.masks)
+    assert calls == 7  # nothing twice
+
+
+def test_shares_of_videos():
+    from timet.core import samples_dir
+    from timet.data.find import find_sources
+
+    videos = find_sources(samples_dir() / "heldout")[:5]
+    args = {"num_frames": 2, "image_size": 32, "mask_size": 16, "batch_size": 4, "device": "cpu", "keep_frames": True}
+    whole = extract_tokens(Patches(), videos, **args)
+    room: dict[str, np.ndarray] = {}
+    for which in range(2):
+        extract_tokens(
+            Patches(), videos, allocate=lambda n, s, d: room.setdefault(n, np.zeros(s, d)), shard=(which, 2), **args
+        )
+    for name in ("tokens", "masks", "index", "frames"):
+        np.testing.assert_array_equal(room[name], getattr(whole, name))
+
+
+def test_one_process_has_everything(monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    assert this_shard() == (0, 1)
+
+
+def test_pictures_without_masks(images):
+    bare = Images([ImageFile(item.name, item.path) for item in images.items])
+    assert (read_masks(bare, 3) == 255).all()
+    assert extract_image_tokens(Patches(), bare, image_size=16, mask_size=3, device="cpu").masks.shape == (7, 3, 3)
+
+
+class Broken(Patches):
+    def tokens(self, images):
+        return super().tokens(images) * torch.where(torch.arange(len(images)) == 1, torch.nan, 1)[:, None, None]
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda i: tokens_of_images(Patches(), i.subset([]), image_size=16), "at least one picture"),
+        (lambda i: tokens_of_images(Patches(), i, image_size=16, batch_size=0), "one picture a batch"),
+        (lambda i: tokens_of_images(Patches(), i, image_size=16, store="fp8"), "store fp32 or bf16"),
+        (lambda i: tokens_of_images(Patches(), i, image_size=20), "does not divide"),
+        (lambda i: tokens_of_images(Broken(), i, image_size=16, device="cpu"), "p1 are not finite"),
+        (lambda i: ImageTokens(np.zeros((2, 4, 3)), np.zeros((2, 5, 5)), (3, 2)), "n=6"),
+        (lambda i: ImageTokens(np.zeros((2, 4, 3)), np.zeros((1, 5, 5)), (2, 2)), "masks must have"),
+    ],
+)
+def test_mistakes_are_explained(images, call, words):
+    with pytest.raises(TimetError) as caught:
+        call(images)
+    assert words in str(caught.value)
+
+
+def test_masks_that_cannot_be_right(images, tmp_path):
+    Image.fromarray(np.zeros((32, 16), np.uint8)).save(tmp_path / "m3.png")
+    with pytest.raises(TimetError, match="masks of p3 are 32 x 16 and its frames 16 x 32"):
+        read_masks(images, 4)
+    Image.fromarray(np.full((16, 32), 300, np.uint16)).save(tmp_path / "m3.png")
+    with pytest.raises(TimetError, match="holds the id 300"):
+        read_masks(images, 4)
+    (tmp_path / "m3.png").write_bytes(b"")
+    with pytest.raises(TimetError, match=r"m3\.png"):
+        read_masks(images, 4)

@@ -1,0 +1,3 @@
+from timet.data.find import main
+
+main()
