@@ -26,7 +26,7 @@ import json
 import platform
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from pathlib import Path
@@ -39,17 +39,7 @@ from einops import rearrange
 from PIL import Image
 
 from timet.backbone import create_backbone, load_backbone
-from timet.core import (
-    TimetError,
-    atomic_write,
-    parse,
-    pick_device,
-    progress,
-    run_command,
-    samples_dir,
-    seed_everything,
-    write_json,
-)
+from timet.core import TimetError, atomic_write, pick_device, progress, samples_dir, seed_everything, write_json
 from timet.data.find import Sources, find_sources
 from timet.data.source import Source
 from timet.data.video import frame_at
@@ -60,6 +50,8 @@ from timet.eval.propagate import forward_masks, object_masks
 from timet.eval.temporal import temporal_consistency
 from timet.eval.tokens import resize_labels
 from timet.lab.compare import Clip, clip_tokens, read_clip, same_colours
+from timet.run.check import flat
+from timet.run.command import parse, run_command
 from timet.train import train
 from timet.training.config import FREE, TrainConfig, preset_config
 from timet.viz.charts import to_png
@@ -174,7 +166,7 @@ def pick(sources: Sources, names: Sequence[str]) -> Sources:
 def tuning_settings(config: TrainConfig) -> dict[str, Any]:
     "What a tuned network depends on, beside its start, its clips and its seed."
     known = FREE | {"preset", "backbone", "weights", "seed", "fps", "split", "val_data", "val_split"}
-    return {k: v for k, v in asdict(config).items() if k not in known and not k.startswith("eval")}
+    return {k: v for k, v in flat(config).items() if k not in known and not k.startswith("eval")}
 
 
 def label(config: TrainConfig, default: TrainConfig) -> str:
@@ -446,7 +438,7 @@ def report(out: Path, data: Mapping[str, tuple[TrainConfig, Sequence[Half]]], ar
             "",
             f"{clips} sequences ({dealt}), {args.frames} frames each, {args.patches} patches along the short side; seeds: "
             f"{seeds}. Tuning: {config.max_steps} steps of {config.batch_size} clips of {config.num_frames} frames "
-            f"{config.delta_t} s apart, {config.image_size} pixels, {config.num_prototypes} prototypes, tuned blocks: "
+            f"{config.delta_t} s apart, {config.image_size} pixels, {config.loss.num_prototypes} prototypes, tuned blocks: "
             f"{config.tuned_blocks}, learning rates {config.lr_backbone:g} and {config.lr_head:g}.",
             "",
             *table(found),

@@ -11,9 +11,10 @@ import pytest
 import tyro
 
 from timet import core
-from timet.core import data_folder, parse, samples_dir
+from timet.core import data_folder, samples_dir
 from timet.eval import foreground, forwarding, image, incontext, probe
 from timet.evaluate import EvaluateConfig
+from timet.run.command import parse
 from timet.train import held_out
 from timet.training.config import TrainConfig, read_command
 
@@ -53,7 +54,7 @@ PACKAGE = Path(core.__file__).parent
 COMMANDS = sorted(
     ".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts)
     for path in PACKAGE.rglob("*.py")
-    if re.search(r"^def main\(", path.read_text(encoding="utf-8"), re.M)
+    if re.search(r"^(def main\(|main = command\()", path.read_text(encoding="utf-8"), re.M)
 )
 
 
@@ -61,11 +62,11 @@ def parser_of(command: str, monkeypatch: pytest.MonkeyPatch) -> argparse.Argumen
     "What a command would read its line with."
     asked = []
 
-    def catch(config: object, args: object = None, **options: object) -> None:
-        asked.append((config, options))
+    def catch(typ: object, args: object = None, **options: object) -> None:
+        asked.append((typ, options))
         raise SystemExit
 
-    monkeypatch.setattr(core.tyro, "cli", catch)
+    monkeypatch.setattr(tyro, "cli", catch)
     with pytest.raises(SystemExit):
         importlib.import_module(command).main([])
     config, options = asked[0]
@@ -87,7 +88,7 @@ def unexplained(parser: argparse.ArgumentParser) -> list[str]:
 
 def test_commands_are_found() -> None:
     "Those of settings.ini among them."
-    assert {"timet.train", "timet.evaluate", "timet.data", "timet.samples", "timet.reproduce", "timet.segment"} < {
+    assert {"timet.train", "timet.evaluate", "timet.data.find", "timet.samples", "timet.reproduce", "timet.segment"} < {
         *COMMANDS
     }
     assert len([name for name in COMMANDS if name.startswith("timet.eval.")]) >= 5

@@ -14,8 +14,12 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from timet.core import TimetError
-from timet.labels import HEADS, QUEUE_PUSH, LabelMaker, Queue, Teacher, cosine_scores, embed, make_head
+from timet.labels import HEADS, LabelMaker, cosine_scores, embed, make_head
 from timet.loss import TimeT, check_clip, cluster_loss, diagnose, parameter_groups
+from timet.model.teacher import QUEUE_PUSH, Queue, Teacher
+from timet.run.check import flat, unique
+from timet.settings import Labels, Loss
+from timet.training.config import TrainConfig
 
 GRID, PATCH, D, K, WIDTHS = (3, 4), 2, 6, 5, (7, 4)
 
@@ -223,20 +227,18 @@ def test_nothing_twice(settings, frozen, gradient, free, headed):
 
 
 def test_every_constant_equals_its_table():
-    given = {name: p.default for name, p in inspect.signature(TimeT).parameters.items()}
-    del given["backbone"]
-    assert given == {
+    assert flat(Loss()) == {
         "num_prototypes": 200, "head": "released", "forwarded": "sk", "target": "hard", "radius": 6, "topk": 5,
         "temperature": 0.1, "context": 7, "order": "mask_first", "epsilon": 0.05, "iterations": 10,
         "loss_temperature": 0.1, "sinkhorn_rows": "first", "ema_decay": None, "queue_size": 0,
         "logits_clustering": "sinkhorn",
     }  # fmt: skip
+    assert unique(Loss()) and unique(TrainConfig())
     assert HEADS == {"released": (1024, 1024, 512, 256), "paper": (2048, 2048, 256)}
     assert QUEUE_PUSH == 10
     rates = {name: p.default for name, p in inspect.signature(parameter_groups).parameters.items()}
     assert (rates["lr_backbone"], rates["lr_head"]) == (1e-5, 1e-4)
-    maker = {f: getattr(LabelMaker(), f) for f in LabelMaker.__dataclass_fields__}
-    assert all(given[name] == value for name, value in maker.items())
+    assert LabelMaker().settings == Labels() and LabelMaker().loss_temperature == Loss().loss_temperature
 
 
 def test_settings_reach_the_label_maker():
@@ -244,7 +246,8 @@ def test_settings_reach_the_label_maker():
         forwarded="logits", sinkhorn_rows="all", logits_clustering="softmax", radius=2, topk=None, temperature=0.2,
         context=3, order="eq4", epsilon=0.1, iterations=4, loss_temperature=0.3,
     )  # fmt: skip
-    assert build(**settings).labels == LabelMaker(**settings)
+    made = build(**settings).labels
+    assert flat(made.settings) | {"loss_temperature": made.loss_temperature} == settings
 
 
 @pytest.mark.parametrize(
@@ -470,10 +473,10 @@ def test_it_learns():
         ({"order": "last"}, "order must be mask_first, eq4 or listing1"),
         ({"sinkhorn_rows": "none"}, "sinkhorn_rows must be first or all"),
         ({"logits_clustering": "kmeans"}, "logits_clustering must be sinkhorn or softmax"),
-        ({"num_prototypes": 1}, "num_prototypes must be 2 or more, got 1"),
+        ({"num_prototypes": 1}, "num_prototypes must be at least 2, got 1"),
         ({"loss_temperature": 0}, "loss_temperature must be above 0"),
-        ({"ema_decay": 1.5}, "ema_decay must be between 0 and 1"),
-        ({"queue_size": -1}, "queue_size must be 0 or more"),
+        ({"ema_decay": 1.5}, "ema_decay must be from 0"),
+        ({"queue_size": -1}, "queue_size must be at least 0"),
         ({"head": "huge"}, "head must be released or paper, or widths"),
         ({"head": ()}, "head must be"),
         ({"head": (16, 0)}, "head must be"),

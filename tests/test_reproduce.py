@@ -168,7 +168,7 @@ def test_training_lines_are_understood(tmp_path: Path) -> None:
             config = read_command(words)
             assert (config.data, config.split, config.out) == (Path("videos"), "train", tmp_path / run_name(name))
     assert read_command(training_words("TimeT, 8 frames", "v")).delta_t * 8 == 2.0
-    assert read_command(training_words("DINO*", "v")).forwarded == "none"
+    assert read_command(training_words("DINO*", "v")).loss.labels.forwarded == "none"
     with pytest.raises(TimetError, match="not trained on video"):
         training_words("SwAV", "videos")
 
@@ -263,7 +263,7 @@ def test_dry_run_shows_how_to_train(
     line = next(x for x in shown.out.splitlines() if "10 prototypes: python" in x)
     words = line.split("timet.train ")[1].split()
     config = read_command(words)
-    assert config.num_prototypes == 10 and config.epochs == 12 and config.data == ytvos
+    assert config.loss.num_prototypes == 10 and config.epochs == 12 and config.data == ytvos
     assert Path(config.split).read_text() == "0043f083b5\n"
     assert "nothing of table1a can be computed" in shown.err
 
@@ -373,7 +373,9 @@ def test_training_is_run_where_it_is_asked_for(
     monkeypatch.setattr(reproduce, "subprocess", SimpleNamespace(run=fake))
     monkeypatch.setitem(reproduce.__dict__, "answer", lambda bench, name, measure: Answer((1.0,)))
     command("table2", "--data", str(SAMPLES), "--out", "out", "--train", "--train-with=--max-steps 2", "--runs", "runs")
-    assert [c.forwarded for c in ran] == ["none", "identity", "logits", "sk"] and {c.max_steps for c in ran} == {2}
+    assert [c.loss.labels.forwarded for c in ran] == ["none", "identity", "logits", "sk"] and {
+        c.max_steps for c in ran
+    } == {2}
     weights = {n["weights"] for n in json.loads((tmp_path / "out/table2.json").read_text())["numbers"]}
     assert weights == {f"runs/{run_name(n)}" for n, _ in EXPERIMENTS["table2"].cells.values()}
     command("table2", "--data", str(SAMPLES), "--out", "out", "--train", "--runs", "runs")

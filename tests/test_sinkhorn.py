@@ -1,6 +1,5 @@
 "Sinkhorn against a double loop in float64, at every scale of scores, alone and with two processes."
 
-import inspect
 import math
 
 import pytest
@@ -8,9 +7,11 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
-from timet import sinkhorn as room
 from timet.core import TimetError
-from timet.sinkhorn import SAFE_SPAN, across, sinkhorn
+from timet.run.check import flat
+from timet.run.processes import across
+from timet.settings import Sinkhorn
+from timet.sinkhorn import SAFE_SPAN, sinkhorn
 
 
 @pytest.fixture(autouse=True)
@@ -116,8 +117,8 @@ def test_more_turns_come_closer():
 
 
 def test_defaults_are_the_released_ones():
-    given = inspect.signature(sinkhorn).parameters
-    assert (given["epsilon"].default, given["iterations"].default) == (0.05, 10)
+    given = flat(Sinkhorn())
+    assert given == {"epsilon": 0.05, "iterations": 10}
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
@@ -153,12 +154,12 @@ def test_repeats_exactly():
         (torch.tensor([[0.0, -math.inf]]), {}, "NaN or infinity"),
         (torch.zeros(0, 3), {}, "at least one row"),
         (torch.zeros(3, 0), {}, "at least one row and one prototype"),
-        (torch.zeros(5, 3), {"epsilon": 0}, "epsilon must be above 0, got 0"),
+        (torch.zeros(5, 3), {"epsilon": 0}, "epsilon must be above 0 and at most"),
         (torch.zeros(5, 3), {"epsilon": -0.1}, "epsilon must be above 0"),
         (torch.zeros(5, 3), {"epsilon": math.nan}, "epsilon must be above 0"),
-        (torch.zeros(5, 3), {"iterations": 0}, "whole number from 1, got 0"),
-        (torch.zeros(5, 3), {"iterations": 2.5}, "whole number from 1, got 2.5"),
-        (torch.zeros(5, 3), {"iterations": math.nan}, "whole number from 1, got nan"),
+        (torch.zeros(5, 3), {"iterations": 0}, "iterations must be at least 1, got 0"),
+        (torch.zeros(5, 3), {"iterations": 2.5}, "iterations must be at least 1, got 2.5"),
+        (torch.zeros(5, 3), {"iterations": math.nan}, "iterations must be at least 1, got nan"),
     ],
 )
 def test_wrong_input(scores, settings, words):
@@ -197,7 +198,7 @@ def two_processes(rank: int, folder: str) -> None:
 
 
 def test_two_processes_equal_one(tmp_path):
-    assert room.dist.is_available()
+    assert dist.is_available()
     mp.spawn(two_processes, args=(str(tmp_path),), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
     for name, scores in CASES.items():

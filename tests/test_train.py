@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,12 +23,14 @@ import torch
 from PIL import Image
 
 from timet import train as room
-from timet.core import TimetError, parse, run_command
+from timet.core import TimetError
+from timet.run.check import flat
+from timet.run.command import command, parse, run_command
 from timet.run.folder import RunLog, StopSignal, claim_folder, load_checkpoint, read_log, save_checkpoint
 from timet.train import main, train
 from timet.training.config import FREE, PRESETS, TrainConfig, continued, load_config, preset_config, read_command
 from timet.training.report import Snapshot, load_snapshot, matched, score_lines, write_report
-from timet.training.session import MODEL, cosine, start_accelerator, start_session, step_batches, train_step
+from timet.training.session import cosine, start_accelerator, start_session, step_batches, train_step
 
 TINY = {
     "image_size": 32, "num_frames": 3, "delta_t": 0.25, "fps": 8.0, "batch_size": 4, "num_prototypes": 8, "head": (16, 8),
@@ -67,15 +69,15 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def config(world: Path, out: Path, **values: object) -> TrainConfig:
     "Settings so small that a step takes milliseconds."
-    return TrainConfig(**{**TINY, "data": world, "out": out, **values})
+    return preset_config("demo", **{**TINY, "data": world, "out": out, **values})
 
 
 def words(settings: TrainConfig) -> list[str]:
     "The same settings as a command line."
     line = []
-    for f in fields(settings):
-        value, flag = getattr(settings, f.name), "--" + f.name.replace("_", "-")
-        if value is None or (f.name == "resume" and not value):
+    for name, value in flat(settings).items():
+        flag = "--" + name.replace("_", "-")
+        if value is None or (name == "resume" and not value):
             continue
         if isinstance(value, bool):
             line.append(flag if value else flag.replace("--", "--no-", 1))
@@ -332,9 +334,9 @@ def test_a_stop_is_said_once(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     "One line on stderr, by the first process alone, and no bare `interrupted` behind it."
-    monkeypatch.setattr(room, "train", partial(train, on_step=lambda record: os.kill(os.getpid(), signal.SIGINT)))
+    stopped = partial(train, on_step=lambda record: os.kill(os.getpid(), signal.SIGINT))
     with pytest.raises(SystemExit) as stop:
-        main(words(config(world, tmp_path / "run")))
+        command(stopped, TrainConfig, "timet.train", read=read_command)(words(config(world, tmp_path / "run")))
     said = capsys.readouterr()
     lines = [line for line in (said.out + said.err).splitlines() if re.search("stopped|interrupted", line)]
     assert stop.value.code == 130
@@ -573,7 +575,7 @@ def test_presets_hold_the_papers_numbers() -> None:
         "context": 7, "epsilon": 0.05, "iterations": 10, "head": "released", "target": "hard", "forwarded": "sk",
         "order": "mask_first", "sinkhorn_rows": "first", "ema_decay": None, "queue_size": 0, "sampling": "regular",
     }  # fmt: skip
-    assert {name: getattr(paper, name) for name in want} == want
+    assert {name: flat(paper)[name] for name in want} == want
     assert preset_config("ablation") == replace(paper, preset="ablation", epochs=12)
     assert TrainConfig() == preset_config("demo")
     assert set(PRESETS) == {"demo", "paper", "ablation"}
@@ -581,13 +583,9 @@ def test_presets_hold_the_papers_numbers() -> None:
 
 def test_paper_defaults_equal_those_of_the_functions() -> None:
     "A setting exists once: what `TimeT` would take by itself is what the paper preset passes on."
-    import inspect
+    from timet.settings import Loss
 
-    from timet.loss import TimeT
-
-    defaults = {name: p.default for name, p in inspect.signature(TimeT).parameters.items()}
-    paper = preset_config("paper")
-    assert {name: getattr(paper, name) for name in MODEL} == {name: defaults[name] for name in MODEL}
+    assert preset_config("paper").loss == Loss()
 
 
 def test_flags_win_over_the_preset() -> None:
@@ -600,8 +598,8 @@ def test_flags_win_over_the_preset() -> None:
 
 def test_command_line_round_trip(tmp_path: Path) -> None:
     "Every field survives a trip through flags, and one through `config.json`."
-    settings = TrainConfig(
-        **{**TINY, "data": tmp_path, "out": tmp_path / "run", "topk": 4, "ema_decay": 0.5, "seed": 3}
+    settings = preset_config(
+        "demo", **{**TINY, "data": tmp_path, "out": tmp_path / "run", "topk": 4, "ema_decay": 0.5, "seed": 3}
     )
     assert read_command(words(settings)) == settings
 
@@ -612,7 +610,7 @@ def test_help_names_the_sources(capsys: pytest.CaptureFixture) -> None:
         main(["--preset", "paper", "--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     assert stop.value.code == 0
-    for flag in [f.name.replace("_", "-") for f in fields(TrainConfig)]:
+    for flag in [name.replace("_", "-") for name in flat(TrainConfig())]:
         assert f"--{flag}" in text
     for source in ("Table 1a", "App. A: 128", "Eq. 9", "Table 2", "default: 128", "code: 0.05"):
         assert source in text
@@ -620,25 +618,24 @@ def test_help_names_the_sources(capsys: pytest.CaptureFixture) -> None:
 
 def test_what_may_change_on_resume(tmp_path: Path) -> None:
     "Every field is either free, or named when it differs."
-    from dataclasses import asdict
-
     from timet.core import write_json
+    from timet.run.check import adjust, flat
 
-    write_json(tmp_path / "config.json", asdict(TrainConfig()))
+    write_json(tmp_path / "config.json", flat(TrainConfig()))
     base = replace(load_config(tmp_path), resume=True)
     others = {
-        "preset": "paper", "backbone": "x", "weights": "hub", "tuned_blocks": 1, "sampling": "uniform", "head": "paper",
+        "logits_clustering": "softmax", "preset": "paper", "backbone": "x", "weights": "hub", "tuned_blocks": 1, "sampling": "uniform", "head": "paper",
         "forwarded": "none", "target": "soft", "order": "eq4", "sinkhorn_rows": "all", "precision": "bf16",
         "ema_decay": 0.5, "fps": 3.0, "max_steps": 3, "val_data": Path("v"), "split": "val", "val_split": "val",
         "accumulate": 2, "augment": "none", "crop_scale": 0.9,
     }  # fmt: skip
-    for f in fields(TrainConfig):
-        if f.name in FREE:
+    for name, now in flat(base).items():
+        if name in FREE:
             continue
-        value = others.get(f.name)
-        value = getattr(base, f.name) * 2 + 2 if value is None else value
-        with pytest.raises(TimetError, match=f"started with {f.name}="):
-            continued(replace(base, **{f.name: value}))
+        value = others.get(name)
+        value = now * 2 + 2 if value is None else value
+        with pytest.raises(TimetError, match=f"started with {name}="):
+            continued(adjust(base, {name: value}))
     assert continued(replace(base, workers=3, log_every=5)).workers == 3
 
 

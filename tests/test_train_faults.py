@@ -20,7 +20,7 @@ from timet import train as room
 from timet.core import TimetError
 from timet.run.folder import RunLog, claim_folder, load_checkpoint, read_log, save_checkpoint
 from timet.train import main, train
-from timet.training.config import TrainConfig, load_config, read_command
+from timet.training.config import TrainConfig, load_config, preset_config, read_command
 from timet.training.session import LAST, Session, start_accelerator, start_session
 
 TINY = {
@@ -52,7 +52,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def settings(folders: Path, tmp_path: Path) -> TrainConfig:
     "A run of four steps."
-    return TrainConfig(**{**TINY, "data": folders, "out": tmp_path / "run"})
+    return preset_config("demo", **{**TINY, "data": folders, "out": tmp_path / "run"})
 
 
 def film(path: Path, frames: int = 12) -> None:
@@ -305,7 +305,7 @@ def test_too_few_clips_for_a_batch(tmp_path: Path, good: int, values: dict, word
     for i in range(values.get("torn", 0)):
         (data / f"torn_{i}.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
     values = {name: value for name, value in values.items() if name != "torn"}
-    config = TrainConfig(**{**TINY, "data": data, "out": tmp_path / "run", "epochs": 1, **values})
+    config = preset_config("demo", **{**TINY, "data": data, "out": tmp_path / "run", "epochs": 1, **values})
     with pytest.raises(TimetError, match=words + "$") as stop:
         train(config)
     assert not config.out.exists()
@@ -387,7 +387,7 @@ def test_resume_sweeps_up_a_killed_save(settings: TrainConfig) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [(None, "has no config.json"), ("{", "cannot be read as the settings"), ('{"speed": 3}', "cannot be read as the settings"),
-     ('{"epochs": 0}', "--epochs must be at least 1"), ("[]", "cannot be read as the settings")],
+     ('{"epochs": 0}', "epochs must be at least 1"), ("[]", "cannot be read as the settings")],
 )  # fmt: skip
 def test_resume_refuses_a_folder_that_is_no_run(tmp_path: Path, text: str | None, words: str) -> None:
     "No settings, broken ones, unknown ones, impossible ones."
@@ -408,8 +408,8 @@ def test_bad_files_are_named_and_replaced(tmp_path: Path, capsys: pytest.Capture
         film(data / f"good_{i}.mp4", 12 + i)
     (data / "torn.mp4").write_bytes((data / "good_0.mp4").read_bytes()[:400])
     (data / "empty.mp4").write_bytes(b"")
-    settings = TrainConfig(
-        **{**TINY, "data": data, "out": tmp_path / "run", "batch_size": 3, "epochs": 3, "eval": True}
+    settings = preset_config(
+        "demo", **{**TINY, "data": data, "out": tmp_path / "run", "batch_size": 3, "epochs": 3, "eval": True}
     )
     run = train(settings)
     said = capsys.readouterr()
@@ -444,18 +444,18 @@ WRONG = [
     (["--num-frames", "1"], "--num-frames must be at least 2"),
     (["--delta-t", "-0.5"], "--delta-t must be above 0"),
     (["--delta-t", "nan"], "--delta-t must be above 0"),
-    (["--epochs", "0"], "--epochs must be at least 1"),
+    (["--epochs", "0"], "epochs must be at least 1"),
     (["--max-steps", "0"], "--max-steps must be at least 1"),
     (["--lr-head", "-1"], "--lr-head must be from 0 to 1e30"),
     (["--weight-decay", "inf"], "--weight-decay must be at least 0"),
     (["--num-prototypes", "1"], "--num-prototypes must be at least 2"),
-    (["--temperature", "0"], "--temperature must be above 0"),
+    (["--temperature", "0"], "--temperature must be at least 1e-06"),
     (["--epsilon", "0"], "--epsilon must be above 0"),
     (["--iterations", "0"], "--iterations must be at least 1"),
     (["--topk", "0"], "--topk must be at least 1"),
     (["--ema-decay", "1.5"], "--ema-decay must be from 0 and below 1"),
     (["--tuned-blocks", "0"], "--tuned-blocks must be at least 1, or all"),
-    (["--head", "0"], "--head must be released, paper, or widths above 0"),
+    (["--head", "0"], "--head must be released or paper, or widths from 1"),
     (["--forwarded", "flow"], "--forwarded"),
     (["--order", "eq5"], "--order"),
     (["--precision", "int8"], "--precision"),
@@ -498,8 +498,8 @@ def test_values_from_python_are_checked_too() -> None:
         {"preset": "x"},
         {"eval_clips": 0},
     ):
-        with pytest.raises(TimetError, match="--" + next(iter(values)).replace("_", "-") + " must be"):
-            TrainConfig(**values)
+        with pytest.raises(TimetError, match=next(iter(values)) + " must be"):
+            preset_config("demo", **values)
 
 
 def test_config_json_is_readable(settings: TrainConfig) -> None:

@@ -24,7 +24,7 @@ from timet.eval.kmeans import confusion, kmeans
 from timet.feature_forwarder import forward_maps
 from timet.loss import TimeT
 from timet.sinkhorn import sinkhorn
-from timet.training.config import TrainConfig, read_command
+from timet.training.config import preset_config, read_command
 
 TINY = "timet_tiny_patch8_96"
 
@@ -127,7 +127,7 @@ def train(*words: str) -> Callable[[Path], object]:
 
 def setting(**values: object) -> Callable[[Path], object]:
     "A run's settings with these values."
-    return lambda _: TrainConfig(**values)
+    return lambda _: preset_config("demo", **values)
 
 
 def model(**values: object) -> TimeT:
@@ -229,9 +229,9 @@ WRONG: dict[str, tuple[Callable[[Path], object], str]] = {
         "masks",
     ),
     "unknown preset": (command("--preset", "fast"), "--preset must be|demo|fast"),
-    "batch of nothing": (setting(batch_size=0), "--batch-size must be|0"),
-    "negative learning rate": (setting(lr_head=-1.0), "--lr-head must be|-1"),
-    "one prototype": (setting(num_prototypes=1), "--num-prototypes must be|1"),
+    "batch of nothing": (setting(batch_size=0), "batch_size must be|0"),
+    "negative learning rate": (setting(lr_head=-1.0), "lr_head must be|-1"),
+    "one prototype": (setting(num_prototypes=1), "num_prototypes must be|1"),
     "parts that do not divide a batch": (setting(batch_size=4, accumulate=3), "multiple|4 and 3"),
     "resume of nothing": (setting(resume=True), "--resume needs"),
     "resume of a folder that is no run": (lambda t: read_command(["--resume", str(t)]), "not the folder of a run"),

@@ -4,13 +4,13 @@
 
 # %% auto #0
 __all__ = ['ORDERS', 'CHUNK_BYTES', 'similarity', 'neighborhood', 'strongest', 'source_weights', 'carry', 'affinity', 'Tiles',
-           'tile_side', 'cut_tiles', 'forward_maps']
+           'tile_side', 'cut_tiles', 'forward_maps', 'forward_stream']
 
 # %% ../nbs/03_feature_forwarder.ipynb #e7f25ab3
 import math
-from collections.abc import Sequence
-from numbers import Integral, Real
-from typing import NamedTuple
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -18,6 +18,8 @@ from einops import rearrange
 from torch import Tensor
 
 from .core import TimetError, check_shape
+from .run.check import adjust
+from .settings import TRACKER, Forwarder
 
 # %% ../nbs/03_feature_forwarder.ipynb #d1f15bef
 ORDERS = ("mask_first", "eq4", "listing1")
@@ -107,16 +109,8 @@ def carry(
     return weights.flatten(-2) @ maps.flatten(1, 2)
 
 # %% ../nbs/03_feature_forwarder.ipynb #49c07066
-def _whole(value: int, least: int, name: str, usual: str) -> None:
-    "See that a setting is a whole number from `least`."
-    if not isinstance(value, Integral) or value < least:
-        raise TimetError(f"{name} must be a whole number from {least}, got {value!r}; {usual}")
-
-
-def _check(
-    tokens: Tensor, grid: tuple[int, int], radius: int, topk: int | None, temperature: float, order: str
-) -> Tensor:  # The tokens, L2-normalised, fp32 `(b t n d)`
-    "What every caller can get wrong about tokens and settings."
+def _check(tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # The tokens, L2-normalised, fp32 `(b t n d)`
+    "What every caller can get wrong about tokens."
     if not isinstance(tokens, Tensor):
         raise TimetError(f"tokens must be a tensor (b t n d), got {type(tokens).__name__}")
     size = check_shape(tokens, "b t n d", "tokens")
@@ -127,15 +121,6 @@ def _check(
         )
     if size["t"] < 2:
         raise TimetError(f"forwarding needs clips of at least 2 frames, got {size['t']}")
-    _whole(radius, 0, "radius", "the released code has 6 patches")
-    if topk is not None:
-        _whole(topk, 1, "topk", "the released code has 5, None keeps the whole window")
-    if not isinstance(temperature, Real) or not 1e-6 <= temperature < math.inf:
-        raise TimetError(
-            f"temperature must be a finite number of at least 1e-6, got {temperature!r}; the paper has 0.1"
-        )
-    if order not in ORDERS:
-        raise TimetError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     tokens = tokens.detach().float()
     length = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
     if not length.isfinite().all():
@@ -147,21 +132,18 @@ def _check(
 def affinity(
     tokens: Tensor,  # Backbone tokens: the source frames, then the target frame last `(b t n d)`
     grid: tuple[int, int],  # Rows and columns of patches, `n = h * w`
-    *,
-    radius: int = 6,  # Window, patches (released code)
-    topk: int | None = 5,  # Sources kept of all frames together; `None` keeps the window (released code)
-    temperature: float = 0.1,  # Section 4
-    order: str = "mask_first",  # `mask_first`, `eq4` or `listing1`
+    settings: Forwarder = Forwarder(),  # Window, top-k, temperature and order; all frames are its context
+    **changes: Any,  # Single settings by name: `radius`, `topk`, `temperature`, `order`
 ) -> Tensor:  # What each patch of the last frame takes from each earlier patch, fp32 `(b n t-1 n)`
     """Eq. 3 and 4 for the last frame of a clip, to be looked at; memory `8 b n (t-1) n` bytes.
 
     Raises `TimetError` where shapes do not fit or a setting is out of range.
     """
-    tokens = _check(tokens, grid, radius, topk, temperature, order)
+    tokens, f = _check(tokens, grid), adjust(settings, changes)
     with torch.autocast(tokens.device.type, enabled=False):
-        logits = similarity(tokens[:, -1, None], tokens[:, :-1], temperature)
-        inside = neighborhood(grid, radius, tokens.device)
-        return source_weights(rearrange(logits, "b t n m -> b n t m"), inside, topk=topk, order=order)
+        logits = similarity(tokens[:, -1, None], tokens[:, :-1], f.temperature)
+        inside = neighborhood(grid, f.radius, tokens.device)
+        return source_weights(rearrange(logits, "b t n m -> b n t m"), inside, topk=f.topk, order=f.order)
 
 # %% ../nbs/03_feature_forwarder.ipynb #821eb1d4
 class Tiles(NamedTuple):
@@ -217,21 +199,19 @@ def _forward_frame(
     j: int,  # The target frame
     frames: Tensor,  # The source frames `(s,)`
     tiles: Tiles,
-    topk: int | None,
-    temperature: float,
-    order: str,
+    settings: Forwarder,
 ) -> Tensor:  # The map at frame `j` `(b n k)`
     "Eq. 3 to 5 for one target frame of all clips, in rounds of as many tiles as `CHUNK_BYTES` allows."
     (b, t, n, d), k, (g, i), s = unit.shape, done.shape[-1], tiles.targets.shape, len(frames)
     tokens_of, maps_of = unit.flatten(0, 2), done.flatten(0, 2)
-    cost = 4 * s * tiles.around.shape[1] * (d + 2 * i + (k if topk is None else 0))
+    cost = 4 * s * tiles.around.shape[1] * (d + 2 * i + (k if settings.topk is None else 0))
     parts = []
     for pair in torch.arange(b * g, device=unit.device).split(max(1, CHUNK_BYTES.get(unit.device.type, 2**29) // cost)):
         first, tile = pair // g * t, pair % g
         source = ((first[:, None] + frames)[:, :, None] * n + tiles.around[tile][:, None]).flatten(1)
         target = (first + j)[:, None] * n + tiles.targets[tile]
-        logits = similarity(tokens_of[target], tokens_of[source], temperature).unflatten(-1, (s, -1))
-        weight, index = _weigh(logits, tiles.outside[tile], topk, order)
+        logits = similarity(tokens_of[target], tokens_of[source], settings.temperature).unflatten(-1, (s, -1))
+        weight, index = _weigh(logits, tiles.outside[tile], settings.topk, settings.order)
         if index is None:
             parts.append((weight @ maps_of[source]).flatten(0, 1))
             continue
@@ -246,13 +226,10 @@ def forward_maps(
     tokens: Tensor,  # Backbone tokens of all frames, any floating type `(b t n d)`
     maps: Tensor,  # Map of frame 0: assignments, classes or scores `(b n k)`
     grid: tuple[int, int],  # Rows and columns of patches, `n = h * w`
+    settings: Forwarder = Forwarder(),  # Radius 6, the strongest 5, temperature 0.1, a context of 7, window first
     *,
-    radius: int = 6,  # Window, patches, from 0 (released code; the paper gives no number)
-    topk: int | None = 5,  # Sources kept of all frames together, from 1; `None` keeps the window (released code)
-    temperature: float = 0.1,  # Sharpness of the softmax (Section 4, Listing 1)
-    context: int = 7,  # Forwarded frames that serve as sources beside frame 0, the latest, from 0 (released code)
-    order: str = "mask_first",  # `mask_first` (released code), `eq4` or `listing1` (as printed)
     method: str = "auto",  # `dense` compares whole frames, `windowed` works in tiles; `auto` takes the faster
+    **changes: Any,  # Single settings by name: `radius`, `topk`, `temperature`, `context`, `order`
 ) -> Tensor:  # Maps at frames 1 to t-1, fp32 `(b t-1 n k)`
     """Carry the map of frame 0 through a clip, from frame 0 and the maps just made to the next (Eq. 1 and 3 to 5).
 
@@ -261,26 +238,57 @@ def forward_maps(
 
     Raises `TimetError` where shapes do not fit, a value is not finite, or a setting is out of range.
     """
-    unit = _check(tokens, grid, radius, topk, temperature, order)
+    unit, f = _check(tokens, grid), adjust(settings, changes)
     b, t, n, _ = unit.shape
     k = check_shape(maps, "b n k", "maps", b=b, n=n)["k"]
     if maps.device != tokens.device:
         raise TimetError(f"tokens and maps must be on one device, got {tokens.device} and {maps.device}")
     if not maps.isfinite().all():
         raise TimetError("maps must be finite, got NaN or infinity; look at the scores they were made of")
-    _whole(context, 0, "context", "the released code has 7 frames beside frame 0")
     if method not in ("auto", "dense", "windowed"):
         raise TimetError(f"method must be auto, dense or windowed, got {method!r}")
-    if method == "windowed" and order != "mask_first":
+    if method == "windowed" and f.order != "mask_first":
         raise TimetError(
-            f"order {order!r} looks outside the window, which method windowed never sees; use dense or auto"
+            f"order {f.order!r} looks outside the window, which method windowed never sees; use dense or auto"
         )
-    side = tile_side(grid, radius, method if order == "mask_first" else "dense")
-    tiles = cut_tiles(grid, side, radius, unit.device)
+    side = tile_side(grid, f.radius, method if f.order == "mask_first" else "dense")
+    tiles = cut_tiles(grid, side, f.radius, unit.device)
     done = unit.new_empty(b, t, n, k)
     done[:, 0] = maps
     with torch.autocast(unit.device.type, enabled=False):
         for j in range(1, t):
-            frames = torch.tensor([0, *range(max(1, j - context), j)], device=unit.device)
-            done[:, j] = _forward_frame(unit, done, j, frames, tiles, topk, temperature, order)
+            frames = torch.tensor([0, *range(max(1, j - f.context), j)], device=unit.device)
+            done[:, j] = _forward_frame(unit, done, j, frames, tiles, f)
     return done[:, 1:]
+
+# %% ../nbs/03_feature_forwarder.ipynb #55ee9b45
+@torch.no_grad()
+def forward_stream(
+    tokens: Iterable[Tensor],  # Backbone tokens, frame by frame `t x (n d)`
+    first: Tensor,  # The map of frame 0 `(n k)`
+    grid: tuple[int, int],  # Rows and columns of patches, `n = h * w`
+    settings: Forwarder = TRACKER,  # Radius 12 and a context of 4, as the released code tracks; DINO has a context of 7
+    **changes: Any,  # Single settings by name
+) -> Iterator[Tensor]:  # The map at frames 1 to t-1, fp32 `t-1 x (n k)`
+    """`forward_maps` for a video of any length, with the same result.
+
+    Raises `TimetError` where shapes do not fit, a value is not finite, or a setting is out of range.
+    """
+    f = adjust(settings, changes)
+    start, tiles, latest = None, None, deque(maxlen=f.context)
+    for frame in tokens:
+        unit = _check(torch.stack([frame, frame])[None], grid)[0, 0]
+        if start is None:
+            check_shape(first, "n k", "the first map", n=len(unit))
+            start = (unit, first.to(unit))
+            side = tile_side(grid, f.radius, "auto" if f.order == "mask_first" else "dense")
+            tiles = cut_tiles(grid, side, f.radius, unit.device)
+            continue
+        units, maps = zip(start, *latest)
+        frames = torch.arange(len(units), device=unit.device)
+        with torch.autocast(unit.device.type, enabled=False):
+            made = _forward_frame(
+                torch.stack([*units, unit])[None], torch.stack(maps)[None], len(units), frames, tiles, f
+            )[0]
+        latest.append((unit, made))
+        yield made

@@ -14,11 +14,12 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 
 from .backbone import create_backbone, export_backbone
-from .core import TimetError, atomic_write, parse, run_command, seed_everything, write_json
+from .core import TimetError, atomic_write, seed_everything, write_json
 from .pretraining.distill import need
 from .pretraining.loop import PretrainConfig, Pretraining, fit, restore_pretraining, start_pretraining
 from .pretraining.neighbours import NEIGHBOURS, check_networks
 from .pretraining.photos import Photos, find_photos, read_photos
+from .run.command import parse, run_command
 from .run.folder import RunLog, claim_folder, read_log, release_folder, versions
 
 # %% ../nbs/08_pretrain.ipynb #022c967c

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from .core import TimetError, atomic_write, data_folder, parse, pick_device, run_command, write_json
+from .core import TimetError, atomic_write, data_folder, pick_device, write_json
 from .eval.cache import cache_folder
 from .paper.answers import Answer, Bench, answer
 from .paper.cost import measure_speed
@@ -30,6 +30,7 @@ from .paper.plan import Plan, describe_plan, make_plan
 from .paper.questions import EXPERIMENTS, Experiment, find_experiment
 from .paper.results import Compared, as_json, as_markdown
 from .paper.tables import TABLES
+from .run.command import parse, run_command
 from .run.folder import versions
 
 # %% ../nbs/12_reproduce.ipynb #179410d8

@@ -22,7 +22,7 @@ import tyro
 from tqdm import tqdm
 
 from .backbone import Backbone
-from .core import TimetError, parse, pick_device, pick_precision, progress, run_command, samples_dir, write_json
+from .core import TimetError, pick_device, pick_precision, progress, samples_dir, write_json
 from .data.find import Sources, find_sources
 from .data.source import Source, VideoSource
 from .data.video import VideoError, open_video, scan
@@ -30,6 +30,7 @@ from .eval.cache import content_key
 from .eval.options import open_backbone
 from .film.movie import CONTAINERS, aspect_of, join_parts, paint_frame, write_mask, write_part
 from .film.stream import Clusters, fit_clusters, sample_tokens, stream_labels, working_size
+from .run.command import parse, run_command
 from .viz.paint import cluster_colors
 
 # %% ../nbs/10_segment.ipynb #61a87223

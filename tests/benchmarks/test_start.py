@@ -89,5 +89,5 @@ def test_one_small_run_and_its_settings(bench, tmp_path, monkeypatch, capsys):
 def test_tunings_have_names_of_their_own(bench):
     default = bench.preset_config("demo")
     assert bench.label(default, default) == "default"
-    changed = bench.replace(default, delta_t=0.5, head=(8, 4), seed=3, device="cpu")
+    changed = bench.preset_config("demo", delta_t=0.5, head=(8, 4), seed=3, device="cpu")
     assert bench.label(changed, default) == "delta_t=0.5,head=8x4"

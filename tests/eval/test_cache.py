@@ -51,7 +51,7 @@ import numpy as np
 from test_cache import SIZES, Patches, find
 from timet.eval.cache import cached_arrays, image_tokens, kept_arrays
 from timet.core import TimetError
-from timet.eval.tokens import this_shard
+from timet.run.processes import this_shard
 """
 SIZES = {"image_size": 16, "mask_size": 5, "batch_size": 2, "device": "cpu"}
 

@@ -21,8 +21,8 @@ from timet.eval.forwarding import (
     main,
     step_index,
 )
-from timet.eval.propagate import enlarge, forward_masks, forward_stream, mask_map, object_masks
-from timet.feature_forwarder import forward_maps
+from timet.eval.propagate import enlarge, forward_masks, mask_map, object_masks
+from timet.feature_forwarder import forward_maps, forward_stream
 
 
 def blobs(seed, size=(40, 60)):

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from timet.core import TimetError, parse
+from timet.core import TimetError
 from timet.eval.options import ImagesConfig, NetworkConfig, TokensConfig
+from timet.run.command import parse
 
 COMMANDS = {"evaluate": "EvaluateConfig", "eval.image": "ImageConfig", "eval.probe": "ProbeConfig",
             "eval.foreground": "ForegroundConfig", "eval.incontext": "IncontextConfig", "eval.forwarding": "ForwardingConfig"}  # fmt: skip

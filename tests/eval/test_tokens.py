@@ -9,15 +9,8 @@ from torch import nn
 from timet.core import TimetError
 from timet.data.clips import normalize
 from timet.data.images import ImageFile, Images
-from timet.eval.tokens import (
-    ImageTokens,
-    as_float,
-    extract_image_tokens,
-    extract_tokens,
-    read_masks,
-    this_shard,
-    tokens_of_images,
-)
+from timet.eval.tokens import ImageTokens, as_float, extract_image_tokens, extract_tokens, read_masks, tokens_of_images
+from timet.run.processes import this_shard
 
 
 class Patches(nn.Module):

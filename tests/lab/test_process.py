@@ -20,11 +20,12 @@ from timet.core import TimetError, write_json
 from timet.lab import process as room
 from timet.lab.panel import Panel, Watch, blank_model, peek, plot_watch
 from timet.lab.process import LogTail, Run, command_words
+from timet.run.check import adjust
 from timet.training.config import TrainConfig, preset_config, read_command
 from timet.training.session import LAST
 from timet.viz.charts import to_png
 
-TINY = TrainConfig(max_steps=200, batch_size=4, image_size=32, num_prototypes=8, head=(16, 8), eval=False)
+TINY = preset_config("demo", max_steps=200, batch_size=4, image_size=32, num_prototypes=8, head=(16, 8), eval=False)
 
 # The part of a run: its folder, its log, what it does at Ctrl-C. `lr_head` says how it ends
 PLAYED = """
@@ -61,9 +62,9 @@ except KeyboardInterrupt:
 @pytest.fixture
 def played(monkeypatch: pytest.MonkeyPatch) -> None:
     "Runs are played, not computed."
-    from dataclasses import asdict
+    from timet.run.check import flat
 
-    values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(TINY).items()}
+    values = {k: str(v) if isinstance(v, Path) else v for k, v in flat(TINY).items()}
     monkeypatch.setattr(room, "LEASH", PLAYED.replace("CONFIG", repr(values)))
 
 
@@ -77,7 +78,7 @@ def until(run: Run, state: str, seconds: float = 30) -> None:
 @pytest.mark.parametrize(
     "config",
     [TINY, preset_config("paper", seed=4), preset_config("ablation", topk=None, compile=True, data=Path("/videos")),
-     replace(TINY, tuned_blocks=2, ema_decay=0.99, eval=True)],
+     adjust(TINY, {"tuned_blocks": 2, "ema_decay": 0.99, "eval": True})],
 )  # fmt: skip
 def test_settings_become_words_and_back(config: TrainConfig):
     assert read_command(command_words(config)) == config
@@ -189,7 +190,7 @@ def test_nothing_is_left_when_the_notebook_is_killed(tmp_path: Path):
         import time
         from timet.training.config import TrainConfig
         from timet.lab.process import Run
-        run = Run(TrainConfig(max_steps=5000, batch_size=4, image_size=32, num_prototypes=8, head=(16, 8), eval=False,
+        run = Run(preset_config("demo", max_steps=5000, batch_size=4, image_size=32, num_prototypes=8, head=(16, 8), eval=False,
                               save_every=0, out={str(out)!r}))
         run.start()
         print(run.process.pid, flush=True)
@@ -337,8 +338,8 @@ def test_pictures_of_any_kind(t: int, h: int, w: int, k: int, dark: bool):
 
 def test_words_of_a_config_file_are_enough_to_attach(tmp_path: Path):
     (tmp_path / "run").mkdir()
-    from dataclasses import asdict
+    from timet.run.check import flat
 
-    write_json(tmp_path / "run" / "config.json", asdict(replace(TINY, out=tmp_path / "run")))
+    write_json(tmp_path / "run" / "config.json", flat(replace(TINY, out=tmp_path / "run")))
     run = Run.attach(tmp_path / "run")
     assert run.state == "paused" and run.step == 0 and run.total == 200

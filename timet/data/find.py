@@ -22,8 +22,9 @@ from typing import Annotated
 
 import tyro
 
-from ..core import TimetError, parse, progress, run_command, write_json
+from ..core import TimetError, progress, write_json
 from .source import IMAGES, VIDEOS, FolderSource, Source, VideoSource, check_source, list_files, natural_key
+from ..run.command import parse, run_command
 
 # %% ../../nbs/data/02_find.ipynb #20b4dc9d
 class Sources(Sequence):

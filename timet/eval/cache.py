@@ -25,7 +25,8 @@ import torch
 from ..core import TimetError, pick_device, pick_precision
 from ..data.images import Images
 from ..data.source import Source
-from .tokens import STORES, ImageTokens, read_masks, this_shard, tokens_of_images
+from .tokens import STORES, ImageTokens, read_masks, tokens_of_images
+from ..run.processes import ask, tell, this_shard
 
 # %% ../../nbs/eval/03_cache.ipynb #2dc2166e
 def fingerprint(
@@ -144,24 +145,6 @@ def _sweep(root: Path, keep: Path, limit: float) -> None:
             shutil.rmtree(entry, ignore_errors=True)
 
 # %% ../../nbs/eval/03_cache.ipynb #372abe50
-def _tell(value: Any, shard: tuple[int, int]) -> Any:
-    "What the first process says, in every process of the run."
-    if shard[1] == 1:
-        return value
-    from accelerate.utils import broadcast_object_list
-
-    return broadcast_object_list([value])[0]
-
-
-def _ask(value: Any, shard: tuple[int, int]) -> list:
-    "What every process of the run says, in every process; nobody goes on before all have spoken."
-    if shard[1] == 1:
-        return [value]
-    from accelerate.utils import gather_object
-
-    return gather_object([value])
-
-
 def _failure(job: Callable[[], object]) -> Exception | None:
     "Do something; return what went wrong, so that the other processes can be told."
     try:
@@ -203,7 +186,7 @@ def cached_arrays(
     Raises `TimetError` where the folder cannot be written, the disk is full, or another process of the run has failed.
     """
     entry, first, limit = root / key, shard[0] == 0, cache_limit() if limit is None else limit
-    there = _tell(first and _read_entry(entry, names) is not None, shard)
+    there = tell(first and _read_entry(entry, names) is not None, shard)
     part: Path | None = None
 
     def start() -> None:
@@ -213,15 +196,15 @@ def cached_arrays(
 
     try:
         error = _failure(start) if first and not there else None
-        part = _tell(part, shard)
+        part = tell(part, shard)
         if part is not None:
             error = _failure(lambda: fill(partial(_allocate, part)))
             if error is not None and part.exists():
                 (part / "failed").touch()
-        if not any(_ask(error and str(error), shard)) and not there and first:
+        if not any(ask(error and str(error), shard)) and not there and first:
             error = _failure(lambda: _publish(part, entry, names, limit))
         # one sentence is enough: of the process that failed, or of the first of several
-        said = next((s for s in _ask(error and str(error), shard) if s), None)
+        said = next((s for s in ask(error and str(error), shard) if s), None)
         if isinstance(error, OSError):
             raise TimetError(
                 f"cannot keep tokens in {root}: {error.strerror or error}; free some space, choose another folder with "
@@ -260,10 +243,10 @@ def kept_arrays(
         arrays: dict[str, np.ndarray] = {}
         fill(lambda name, shape, dtype: arrays.setdefault(name, np.empty(shape, dtype)))
         return arrays, False
-    room = _tell(tempfile.mkdtemp(prefix="timet-") if shard[0] == 0 else None, shard)
+    room = tell(tempfile.mkdtemp(prefix="timet-") if shard[0] == 0 else None, shard)
     try:
         found, _ = cached_arrays(Path(room), "arrays", fill, names=names, shard=shard)
-        _ask(None, shard)  # all have opened the files
+        ask(None, shard)  # all have opened the files
     finally:
         if shard[0] == 0:
             shutil.rmtree(room, ignore_errors=True)

@@ -14,12 +14,14 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core import TimetError, check_shape, parse, run_command
+from ..core import TimetError, check_shape
 from .attention import WithAttention, attention_masks
 from .clustering import Score
 from .kmeans import confusion, kmeans, match_hungarian, miou, standardize_pca
 from .options import ImagesConfig, category_ids, labelled_images, open_backbone, score_row, stored_tokens
-from .tokens import ImageTokens, as_float, resize_labels, this_shard
+from .tokens import ImageTokens, as_float, resize_labels
+from ..run.command import parse, run_command
+from ..run.processes import this_shard
 
 # %% ../../nbs/eval/31_foreground.ipynb #b9508542
 def jaccard(

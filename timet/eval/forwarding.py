@@ -18,7 +18,7 @@ import numpy as np
 import tyro
 from einops import rearrange
 
-from ..core import TimetError, parse, pick_device, pick_precision, progress, run_command
+from ..core import TimetError, pick_device, pick_precision, progress
 from ..data.clips import EvalTransform, clip_index, denormalize
 from ..data.find import Sources, find_sources
 from ..data.source import FolderSource, Source
@@ -29,7 +29,9 @@ from .kmeans import confusion, match_hungarian, miou
 from .options import NetworkConfig, category_ids
 from .propagate import forward_masks, frame_tokens, object_masks
 from .tokens import resize_labels
+from ..run.command import parse, run_command
 from ..samples import write_mask
+from ..settings import Forwarder
 
 # %% ../../nbs/eval/53_forwarding.ipynb #26c27acf
 METHODS = ("copy", *FLOWS, "ff")
@@ -165,8 +167,10 @@ def _carry(
     tokens = frame_tokens(backbone, frames, size, batch_size=config.batch_size, device=device,
                           precision=pick_precision(config.precision, device))  # fmt: skip
     context = config.context if config.context is not None else 7 if config.davis else 4
-    return forward_masks(tokens, mask, backbone.grid(*size), ids=ids, soft=config.soft, rescale=config.rescale,
-                         radius=config.radius, topk=config.topk, temperature=config.temperature, context=context)  # fmt: skip
+    settings = Forwarder(config.radius, config.topk, config.temperature, context)
+    return forward_masks(
+        tokens, mask, backbone.grid(*size), ids=ids, soft=config.soft, rescale=config.rescale, settings=settings
+    )
 
 
 def _objects(mask: np.ndarray) -> list[int]:

@@ -17,11 +17,13 @@ import torch
 import tyro
 from einops import rearrange
 
-from ..core import TimetError, check_shape, parse, progress, run_command
+from ..core import TimetError, check_shape, progress
 from .clustering import MATCHINGS, Score, cluster_pixels
 from .kmeans import assign, confusion, miou, standardize_pca, train_kmeans
 from .options import ImagesConfig, check_clusters, labelled_images, score_row, stored_tokens
-from .tokens import ImageTokens, as_float, resize_labels, this_shard
+from .tokens import ImageTokens, as_float, resize_labels
+from ..run.command import parse, run_command
+from ..run.processes import this_shard
 
 # %% ../../nbs/eval/12_image.ipynb #236bd64d
 VARIANTS: dict[str, dict[str, Any]] = {

@@ -15,7 +15,7 @@ import tyro
 from einops import rearrange
 from torch import Tensor
 
-from ..core import TimetError, parse, progress, run_command
+from ..core import TimetError, progress
 from ..data.clips import IMAGENET_STD
 from .head import resize_maps
 from .kmeans import confusion, match_hungarian, miou
@@ -42,7 +42,9 @@ from timet.eval.memory import (  # noqa: F401
     unit,
 )
 from .options import stored_tokens
-from .tokens import resize_labels, this_shard
+from .tokens import resize_labels
+from ..run.command import parse, run_command
+from ..run.processes import this_shard
 
 # %% ../../nbs/eval/41_incontext.ipynb #046fcca6
 def vote(

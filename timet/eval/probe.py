@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..core import TimetError, parse, pick_device, pick_precision, progress, run_command
+from ..core import TimetError, pick_device, pick_precision, progress
 from .head import FCNHead, Probe, ProbeResult, resize_maps, score_probe  # noqa: F401
 from timet.eval.labelled import (
     FreshTokens,
@@ -30,8 +30,10 @@ from timet.eval.labelled import (
     set_length,
 )
 from .options import stored_tokens
-from .tokens import resize_labels, this_shard
+from .tokens import resize_labels
+from ..run.command import parse, run_command
 from ..run.folder import load_checkpoint, save_checkpoint
+from ..run.processes import this_shard
 
 # %% ../../nbs/eval/21_probe.ipynb #289dffba
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from .process import Run, stamp
 from .widgets import Explorer
 from ..loss import TimeT
 from ..training.config import TrainConfig
-from ..training.session import LAST, MODEL
+from ..training.session import LAST
 from ..viz.paint import cluster_colors, image_grid, overlay, resize, theme
 
 # %% ../../nbs/lab/04_panel.ipynb #6700823d
@@ -57,7 +57,7 @@ def blank_model(
                 break
             except TimetError:
                 known = False
-        model = TimeT(backbone, **{name: getattr(config, name) for name in MODEL})
+        model = TimeT(backbone, config.loss)
     return model.eval(), known
 
 # %% ../../nbs/lab/04_panel.ipynb #d2a80b19

@@ -16,7 +16,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import psutil
 
 from ..core import TimetError, samples_dir
 from ..data.find import find_sources
+from ..run.check import flat
 from ..run.folder import claim_folder
 from ..training.config import TrainConfig, load_config, preset_config
 
@@ -33,10 +34,10 @@ def command_words(
     config: TrainConfig,  # Settings
 ) -> list[str]:  # `["--preset", "demo", "--max-steps", "8"]`
     "The words after `python -m timet.train` that ask for these settings: the preset, and what differs from it."
-    usual, words = preset_config(config.preset), ["--preset", config.preset]
-    for f in fields(config):
-        value, flag = getattr(config, f.name), "--" + f.name.replace("_", "-")
-        if f.name in ("preset", "resume") or value == getattr(usual, f.name):
+    usual, words = flat(preset_config(config.preset)), ["--preset", config.preset]
+    for name, value in flat(config).items():
+        flag = "--" + name.replace("_", "-")
+        if name in ("preset", "resume") or value == usual[name]:
             continue
         if isinstance(value, bool):
             words.append(flag if value else flag.replace("--", "--no-", 1))
