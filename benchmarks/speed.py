@@ -30,7 +30,7 @@ from timet.core import samples_dir, seed_everything
 from timet.data.clips import ClipAugment, ClipDataset, make_loader
 from timet.data.find import find_sources
 from timet.feature_forwarder import forward_maps
-from timet.loss import TimeT
+from timet.loss import TimeT, parameter_groups
 from timet.sinkhorn import sinkhorn
 
 HERE = Path(__file__).resolve().parent
@@ -64,7 +64,7 @@ def timed(actions: dict[str, Callable[[], object]], rounds: int, sync: Callable[
 def training(device: torch.device, clips: int, compiled: bool = False) -> tuple[TimeT, Callable[[Tensor], Tensor]]:
     "A model with the paper's settings and its training step, bf16 on a GPU and fp32 on the CPU."
     model = TimeT(create_backbone("vit_small_patch16_224.dino", weights="none")).to(device)
-    groups = model.parameter_groups(lr_backbone=1e-5, lr_head=1e-4)
+    groups = parameter_groups(model, lr_backbone=1e-5, lr_head=1e-4)
     optimizer = torch.optim.AdamW([{k: g[k] for k in ("params", "lr")} for g in groups], fused=device.type == "cuda")
     run = torch.compile(model) if compiled else model
 

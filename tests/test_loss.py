@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from timet.core import TimetError
-from timet.labels import HEADS, LabelMaker, cosine_scores, embed, make_head
+from timet.labels import HEADS, cosine_scores, embed, make_head, make_labels
 from timet.loss import TimeT, check_clip, cluster_loss, diagnose, parameter_groups
 from timet.model.teacher import QUEUE_PUSH, Queue, Teacher
 from timet.run.check import flat, unique
-from timet.settings import Labels, Loss
+from timet.settings import Loss
 from timet.training.config import TrainConfig
 
 GRID, PATCH, D, K, WIDTHS = (3, 4), 2, 6, 5, (7, 4)
@@ -238,7 +238,7 @@ def test_every_constant_equals_its_table():
     assert QUEUE_PUSH == 10
     rates = {name: p.default for name, p in inspect.signature(parameter_groups).parameters.items()}
     assert (rates["lr_backbone"], rates["lr_head"]) == (1e-5, 1e-4)
-    assert LabelMaker().settings == Labels() and LabelMaker().loss_temperature == Loss().loss_temperature
+    assert inspect.signature(make_labels).parameters["temperature"].default == Loss().loss_temperature
 
 
 def test_settings_reach_the_label_maker():
@@ -246,8 +246,8 @@ def test_settings_reach_the_label_maker():
         forwarded="logits", sinkhorn_rows="all", logits_clustering="softmax", radius=2, topk=None, temperature=0.2,
         context=3, order="eq4", epsilon=0.1, iterations=4, loss_temperature=0.3,
     )  # fmt: skip
-    made = build(**settings).labels
-    assert flat(made.settings) | {"loss_temperature": made.loss_temperature} == settings
+    made = build(**settings).settings
+    assert flat(made.labels) | {"loss_temperature": made.loss_temperature} == settings
 
 
 @pytest.mark.parametrize(
@@ -397,7 +397,7 @@ def test_state_is_saved_whole():
 
 def test_parameter_groups():
     model = build(ema_decay=0.9)
-    groups = {g["name"]: g for g in model.parameter_groups(lr_backbone=2e-5, lr_head=3e-4)}
+    groups = {g["name"]: g for g in parameter_groups(model, lr_backbone=2e-5, lr_head=3e-4)}
     named = {id(p): name for name, p in model.named_parameters()}
     inside = {name: {named[id(p)] for p in group["params"]} for name, group in groups.items()}
     assert inside == {
@@ -409,7 +409,7 @@ def test_parameter_groups():
     assert {name: (g["lr"], g["decay"]) for name, g in groups.items()} == {
         "backbone": (2e-5, True), "backbone, no decay": (2e-5, False), "head": (3e-4, True), "head, no decay": (3e-4, False),
     }  # fmt: skip
-    optimizer = torch.optim.AdamW(model.parameter_groups(), weight_decay=0.04)
+    optimizer = torch.optim.AdamW(parameter_groups(model), weight_decay=0.04)
     assert {g["name"]: g["weight_decay"] for g in optimizer.param_groups} == {
         "backbone": 0.04, "backbone, no decay": 0.0, "head": 0.04, "head, no decay": 0.0,
     }  # fmt: skip
@@ -450,7 +450,7 @@ def test_repeats_exactly():
 
 def test_it_learns():
     model, clip = build(), clips(b=4)
-    optimizer = torch.optim.AdamW(model.parameter_groups(lr_backbone=1e-3, lr_head=1e-2))
+    optimizer = torch.optim.AdamW(parameter_groups(model, lr_backbone=1e-3, lr_head=1e-2))
     losses = []
     for _ in range(30):
         loss = model(clip)

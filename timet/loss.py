@@ -14,7 +14,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from .core import TimetError, check_shape
-from .labels import LabelMaker, cosine_scores, embed, make_head
+from .labels import cosine_scores, embed, frames_needed, make_head, make_labels
 from .model.teacher import QUEUE_PUSH, Queue, Teacher
 from .run.check import adjust
 from .settings import Loss
@@ -115,7 +115,7 @@ def parameter_groups(
 
 # %% ../nbs/06_loss.ipynb #68e19e73
 class Student(nn.Module):
-    "A backbone, a head and prototypes: all that is trained."
+    "A backbone, a head and prototypes: all that is trained; and the slow copy of them, where one is asked for."
 
     def __init__(
         self,
@@ -128,6 +128,8 @@ class Student(nn.Module):
         self.backbone, self.head = backbone, make_head(backbone.embed_dim, settings.head)
         dim = self.head[-1].out_features
         self.prototypes = nn.Parameter(F.normalize(torch.randn(settings.num_prototypes, dim), dim=-1))
+        self.decay = settings.ema_decay
+        self.teacher = None if self.decay is None else Teacher(backbone, self.head, self.prototypes)
 
     def scores(
         self,
@@ -141,14 +143,20 @@ class Student(nn.Module):
         "Bring the prototypes back to length 1: call it after every optimiser step."
         self.prototypes.copy_(F.normalize(self.prototypes, dim=-1))
 
-    def parameter_groups(
+    def update_teacher(
         self,
-        *,
-        lr_backbone: float = 1e-5,  # Appendix A
-        lr_head: float = 1e-4,  # Head and prototypes (Appendix A)
-    ) -> list[dict]:  # For AdamW, each with a `decay` flag
-        "See the function `parameter_groups`."
-        return parameter_groups(self, lr_backbone=lr_backbone, lr_head=lr_head)
+        decay: float | None = None,  # m, 0 to 1; `None` takes `ema_decay`
+    ) -> None:
+        """teacher <- m * teacher + (1 - m) * student: call it after every optimiser step.
+
+        Raises `TimetError` where there is no teacher, or the decay is out of range.
+        """
+        if self.teacher is None:
+            raise TimetError("this model has no teacher to update; make it with ema_decay=0.995")
+        decay = self.decay if decay is None else decay
+        if not 0 <= decay <= 1:
+            raise TimetError(f"decay must be between 0 and 1, got {decay}")
+        self.teacher.follow(self, decay)
 
 # %% ../nbs/06_loss.ipynb #7aa5dc4f
 def clip_tokens(
@@ -202,9 +210,7 @@ class TimeT(Student):
     ) -> None:
         settings = adjust(settings, changes)
         super().__init__(backbone, settings)
-        self.settings, self.labels = settings, LabelMaker(settings.labels, settings.loss_temperature)
-        follows, size = settings.ema_decay is not None, settings.queue_size
-        self.teacher = Teacher(backbone, self.head, self.prototypes) if follows else None
+        self.settings, size = settings, settings.queue_size
         self.queue = Queue(size, self.prototypes.shape[1]) if size else None
         self.diagnostics: dict[str, Tensor] = {}
 
@@ -225,34 +231,21 @@ class TimeT(Student):
 
         Raises `TimetError` as `check_clip` does, and where the frames do not divide into patches.
         """
-        wanted = self.settings.labels
+        wanted, temperature = self.settings.labels, self.settings.loss_temperature
         b, _, height, width = check_clip(clip, 1 if wanted.forwarded == "none" else 2)
         grid = self.backbone.grid(height, width)
-        hidden, tokens, last = clip_tokens(self.backbone, self.labels.frames(clip))
+        hidden, tokens, last = clip_tokens(self.backbone, frames_needed(clip, wanted))
         embedding = embed(self.head, last)
         scores = cosine_scores(embedding, self.prototypes)
         with torch.no_grad():
             views, prototypes = label_views(self, wanted.sinkhorn_rows, hidden, tokens, embedding.detach())
             queued = None if self.queue is None else cosine_scores(self.queue.rows(), prototypes)
-            assignments, forwarded = self.labels(cosine_scores(views, prototypes), tokens, grid, queued)
+            assignments, forwarded = make_labels(
+                cosine_scores(views, prototypes), tokens, grid, wanted, queued=queued, temperature=temperature
+            )
             label = forwarded.argmax(-1)
             if self.queue is not None and self.training:
                 self.queue.push(rearrange(views[:, 0], "b n e -> (b n) e"), b * QUEUE_PUSH)
         target = label if self.settings.target == "hard" else forwarded
-        loss = cluster_loss((scores / self.settings.loss_temperature).log_softmax(-1), target)
+        loss = cluster_loss((scores / temperature).log_softmax(-1), target)
         return Step(loss, tokens, assignments, forwarded, label, scores.detach(), grid)
-
-    def update_teacher(
-        self,
-        decay: float | None = None,  # m, 0 to 1; `None` takes `ema_decay`
-    ) -> None:
-        """teacher <- m * teacher + (1 - m) * student: call it after every optimiser step.
-
-        Raises `TimetError` where there is no teacher, or the decay is out of range.
-        """
-        if self.teacher is None:
-            raise TimetError("this model has no teacher to update; make it with ema_decay=0.995")
-        decay = self.settings.ema_decay if decay is None else decay
-        if not 0 <= decay <= 1:
-            raise TimetError(f"decay must be between 0 and 1, got {decay}")
-        self.teacher.follow(self, decay)

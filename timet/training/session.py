@@ -30,7 +30,7 @@ from ..core import TimetError, pick_device, pick_precision, samples_dir, seed_ev
 from ..data.clips import ClipAugment, ClipDataset, EvalTransform, make_loader
 from ..data.find import find_sources
 from ..data.source import Source
-from ..loss import TimeT
+from ..loss import TimeT, parameter_groups
 from ..run.folder import load_checkpoint, random_states, restore_random_states, save_checkpoint
 from .config import TrainConfig
 from .report import Snapshot
@@ -169,7 +169,7 @@ def start_session(
     )
     if config.compile:
         backbone.frozen_part, backbone.tuned_part = map(torch.compile, (backbone.frozen_part, backbone.tuned_part))
-    groups = inner.parameter_groups(lr_backbone=config.lr_backbone, lr_head=config.lr_head)
+    groups = parameter_groups(inner, lr_backbone=config.lr_backbone, lr_head=config.lr_head)
     model, optimizer = accelerator.prepare(inner, torch.optim.AdamW([{**g, "start_lr": g["lr"]} for g in groups]))
     steps = many // config.batch_size
     return Session(
