@@ -140,20 +140,21 @@ def _draw(graph: Mapping[str, set[str]], bold: set[str], dark: bool) -> Figure:
     axes = figure.add_subplot()
     axes.set_axis_off()
     box = {"boxstyle": "round,pad=0.35", "facecolor": look.paper, "edgecolor": look.faint}
+    text = {"ha": "center", "va": "center", "fontsize": 10.5}
     boxes = {}
     for name, (x, y) in place.items():
-        text = axes.text(x, y, name, ha="center", va="center", fontsize=10.5, color=look.ink, bbox=box)
-        text.set_fontweight("bold" if name in bold else None)
-        boxes[name] = text.get_bbox_patch()
+        weight = "bold" if name in bold else "normal"
+        # the lowest layer tells the arrows where the boxes end, the highest one hides what passes behind
+        below = axes.text(x, y, name, color="none", fontweight=weight, bbox=box, zorder=0, **text)
+        axes.text(x, y, name, color=look.ink, fontweight=weight, bbox=box, zorder=3, **text)
+        boxes[name] = below.get_bbox_patch()
     axes.set_xlim(min(p[0] for p in place.values()) - 0.6, max(p[0] for p in place.values()) + 0.6)
     axes.set_ylim(-0.4, high + 0.4)
-    figure.draw_without_rendering()  # the boxes have a size from here on
+    style = {"arrowstyle": "-|>", "color": look.faint, "lw": 1.2, "shrinkA": 1, "shrinkB": 1}
     for name, others in arrows.items():
         for other in others:
-            ends = {"patchA": boxes[name], "patchB": boxes[other], "shrinkA": 1, "shrinkB": 1}
-            axes.annotate(
-                "", place[other], place[name], arrowprops={"arrowstyle": "-|>", "color": look.faint, "lw": 1.2} | ends
-            )
+            ends = {"patchA": boxes[name], "patchB": boxes[other]}
+            axes.annotate("", place[other], place[name], zorder=1, arrowprops=style | ends)
     return figure
 
 # %% ../../nbs/viz/09_house.ipynb #4c2171c2
