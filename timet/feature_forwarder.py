@@ -10,6 +10,7 @@ __all__ = ['ORDERS', 'CHUNK_BYTES', 'similarity', 'neighborhood', 'strongest', '
 import math
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -55,14 +56,15 @@ def strongest(
     """
     if topk is None or topk >= weights.shape[-1]:
         return weights, None
-    value, index = weights.topk(topk)
-    least = value[..., -1:]
-    # torch.topk leaves open which of several equals it takes, and takes others on another device
-    open_rows = ((weights >= least).sum(-1) > topk) & (least[..., 0] > -math.inf)
-    if open_rows.any():
-        ordered = weights[open_rows].sort(descending=True, stable=True)
-        value[open_rows], index[open_rows] = ordered.values[:, :topk], ordered.indices[:, :topk]
-    return value, index
+    if topk > 16:
+        value, index = weights.sort(-1, descending=True, stable=True)
+        return value[..., :topk], index[..., :topk]
+    # torch.topk leaves open which of several equals it takes, and takes others on another device; `max` takes the first
+    left, found = weights.clone(), []
+    for _ in range(topk):
+        found.append(left.max(-1, keepdim=True))
+        left.scatter_(-1, found[-1].indices, -math.inf)
+    return torch.cat([f.values for f in found], -1), torch.cat([f.indices for f in found], -1)
 
 # %% ../nbs/03_feature_forwarder.ipynb #642ada90
 def _weigh(
@@ -97,7 +99,7 @@ def source_weights(
         raise TimetError(f"order must be one of {', '.join(ORDERS)}, got {order!r}")
     weight, index = _weigh(logits.clone(), ~inside[None], topk, order)
     if index is not None:
-        weight = torch.zeros_like(logits).flatten(-2).scatter_(-1, index, weight)
+        weight = torch.zeros_like(logits).flatten(-2).scatter_add_(-1, index, weight)
     return weight.unflatten(-1, logits.shape[-2:])
 
 # %% ../nbs/03_feature_forwarder.ipynb #b44fa6f1
@@ -123,7 +125,7 @@ def _check(tokens: Tensor, grid: tuple[int, int]) -> Tensor:  # The tokens, L2-n
         raise TimetError(f"forwarding needs clips of at least 2 frames, got {size['t']}")
     tokens = tokens.detach().float()
     length = torch.linalg.vector_norm(tokens, dim=-1, keepdim=True)
-    if not length.isfinite().all():
+    if tokens.device.type == "cpu" and not length.isfinite().all():
         raise TimetError("tokens must be finite, got NaN or infinity; look at the frames and at the learning rate")
     return tokens / length.clamp(min=1e-12)
 
@@ -167,6 +169,7 @@ def tile_side(
     return tuple(sides) if cut else tuple(grid)
 
 
+@lru_cache(maxsize=16)
 def cut_tiles(
     grid: tuple[int, int],  # Rows and columns of patches, `n = h * w`
     side: tuple[int, int],  # Rows and columns of one tile; the last tiles of an uneven cut repeat their last patch
@@ -236,14 +239,15 @@ def forward_maps(
     No gradient flows. Memory beside tokens and maps in fp32: `CHUNK_BYTES`, or one clip (dense) or tile if that is
     more, `4 s m (d + i)` bytes for `s` source frames and `i` targets amid `m` patches; dense has `i = m = n`.
 
-    Raises `TimetError` where shapes do not fit, a value is not finite, or a setting is out of range.
+    Raises `TimetError` where shapes do not fit, a setting is out of range, or, on the CPU, a value is not finite: on a GPU a
+    look would make everybody wait, so NaN goes through to the maps there.
     """
     unit, f = _check(tokens, grid), adjust(settings, changes)
     b, t, n, _ = unit.shape
     k = check_shape(maps, "b n k", "maps", b=b, n=n)["k"]
     if maps.device != tokens.device:
         raise TimetError(f"tokens and maps must be on one device, got {tokens.device} and {maps.device}")
-    if not maps.isfinite().all():
+    if maps.device.type == "cpu" and not maps.isfinite().all():
         raise TimetError("maps must be finite, got NaN or infinity; look at the scores they were made of")
     if method not in ("auto", "dense", "windowed"):
         raise TimetError(f"method must be auto, dense or windowed, got {method!r}")
@@ -253,11 +257,11 @@ def forward_maps(
         )
     side = tile_side(grid, f.radius, method if f.order == "mask_first" else "dense")
     tiles = cut_tiles(grid, side, f.radius, unit.device)
-    done = unit.new_empty(b, t, n, k)
+    done, times = unit.new_empty(b, t, n, k), torch.arange(t, device=unit.device)
     done[:, 0] = maps
     with torch.autocast(unit.device.type, enabled=False):
         for j in range(1, t):
-            frames = torch.tensor([0, *range(max(1, j - f.context), j)], device=unit.device)
+            frames = torch.cat([times[:1], times[max(1, j - f.context) : j]])
             done[:, j] = _forward_frame(unit, done, j, frames, tiles, f)
     return done[:, 1:]
 
