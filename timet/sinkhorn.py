@@ -57,6 +57,24 @@ def _by_logs(
         row = -(logits + column).logsumexp(1, keepdim=True)
     return (logits + column).softmax(1)
 
+# %% ../nbs/04_sinkhorn.ipynb #5d757bee
+def _extremes(
+    scores: Tensor,  # `(m k)`
+    group: ProcessGroup | str | None,
+) -> tuple[float, float]:  # The lowest and the highest score of all processes
+    "Look at all scores once; the same verdict on every process, so that none waits for another that stopped."
+    look = scores.new_tensor([0.0, -math.inf, -math.inf])
+    if scores.numel():
+        low, high = scores.aminmax()
+        look = torch.stack([~torch.isfinite(high - low), -low, high])
+        look = torch.where(look[:1] > 0, look.new_tensor([1.0, 0.0, 0.0]), look)
+    wrong, low, high = across(look, group, "max").tolist()
+    if wrong:
+        raise TimetError("scores must be finite numbers, got NaN or infinity; look at the frames and the learning rate")
+    if high == -math.inf:
+        raise TimetError(f"scores must have at least one row and one prototype, got the shape {tuple(scores.shape)}")
+    return -low, high
+
 # %% ../nbs/04_sinkhorn.ipynb #c2a80e21
 @torch.no_grad()
 def sinkhorn(
@@ -90,21 +108,3 @@ def sinkhorn(
         wide = torch.float32 if scores.device.type == "mps" else torch.float64
         way = _by_factors if wide == torch.float64 and span <= 8 * SAFE_SPAN else _by_logs
         return way(scores.to(wide), middle, share.to(wide), *turn).float()
-
-# %% ../nbs/04_sinkhorn.ipynb #5d757bee
-def _extremes(
-    scores: Tensor,  # `(m k)`
-    group: ProcessGroup | str | None,
-) -> tuple[float, float]:  # The lowest and the highest score of all processes
-    "Look at all scores once; the same verdict on every process, so that none waits for another that stopped."
-    look = scores.new_tensor([0.0, -math.inf, -math.inf])
-    if scores.numel():
-        low, high = scores.aminmax()
-        look = torch.stack([~torch.isfinite(high - low), -low, high])
-        look = torch.where(look[:1] > 0, look.new_tensor([1.0, 0.0, 0.0]), look)
-    wrong, low, high = across(look, group, "max").tolist()
-    if wrong:
-        raise TimetError("scores must be finite numbers, got NaN or infinity; look at the frames and the learning rate")
-    if high == -math.inf:
-        raise TimetError(f"scores must have at least one row and one prototype, got the shape {tuple(scores.shape)}")
-    return -low, high

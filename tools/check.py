@@ -19,7 +19,7 @@ from timet.viz.house import floors, imports
 
 ROOT = Path(__file__).resolve().parents[1]
 WIDGET = "application/vnd.jupyter.widget-view+json"
-LIMIT_KB = 500
+LIMIT_KB, LIMIT_LINES, LIMIT_PARAMETERS = 500, 60, 8
 
 
 def source(cell: dict) -> str:
@@ -53,6 +53,11 @@ def only_imports(code: str) -> bool | None:
         body = ast.parse(re.sub(r"^\s*[%!].*$", "", code, flags=re.M)).body
     except SyntaxError:
         return None
+    body = [
+        n
+        for node in body
+        for n in (node.body if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.dump(node.test) else [node])
+    ]
     imports = [isinstance(node, (ast.Import, ast.ImportFrom)) for node in body]
     return all(imports) if any(imports) else None
 
@@ -86,6 +91,34 @@ def check_cells(notebooks: dict[Path, dict]) -> list[str]:
         size = path.stat().st_size / 1024
         if size > LIMIT_KB:
             said.append(f"{path.name}: {size:.0f} kB, the limit is {LIMIT_KB}")
+    return said
+
+
+def exported(cell: dict) -> bool:
+    "Is it an exported cell with more than imports?"
+    return cell["cell_type"] == "code" and "export" in directives(cell) and only_imports(source(cell)) is not True
+
+
+def check_sizes(notebooks: dict[Path, dict]) -> list[str]:
+    "An exported cell is short, the next one comes after a sentence, and no function takes more than a hand can hold."
+    said = []
+    for path, notebook in notebooks.items():
+        cells = [c for c in notebook["cells"] if source(c).strip()]
+        for cell, following in zip(cells, [*cells[1:], {"cell_type": "", "source": ""}]):
+            if not exported(cell):
+                continue
+            where, lines = f"{path.relative_to(ROOT)}: cell {cell['id']}", len(source(cell).splitlines()) - 1
+            if lines > LIMIT_LINES:
+                said.append(f"{where} exports {lines} lines, the limit is {LIMIT_LINES}")
+            if exported(following):
+                said.append(f"{where} is followed by another exported cell without a sentence between them")
+            for node in ast.walk(ast.parse(source(cell))):
+                if isinstance(node, ast.FunctionDef):
+                    given = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+                    count = len([a for a in given if a.arg not in ("self", "cls")])
+                    count += (node.args.vararg is not None) + (node.args.kwarg is not None)
+                    if count > LIMIT_PARAMETERS:
+                        said.append(f"{where}: {node.name} takes {count} parameters, the limit is {LIMIT_PARAMETERS}")
     return said
 
 
@@ -203,6 +236,7 @@ if __name__ == "__main__":
     notebooks = {p: nb for p, nb in notebooks.items() if ".ipynb_checkpoints" not in p.parts}
     findings = (
         check_cells(notebooks)
+        + check_sizes(notebooks)
         + check_names(notebooks)
         + check_arrows(notebooks)
         + check_drift()
