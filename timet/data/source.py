@@ -4,24 +4,22 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'MASKS', 'IMAGES', 'VIDEOS', 'DEFAULT_FPS', 'read_image', 'read_mask', 'to_classes', 'natural_key',
-           'list_files', 'Source', 'VideoSource', 'FolderSource', 'check_source']
+           'list_files', 'Source', 'VideoSource', 'FolderSource', 'frames_in_order']
 
 # %% ../../nbs/data/01_source.ipynb #8e74580e
-import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
 from ..core import TimetError
-from .video import VideoError, VideoInfo, check_file, open_video, read_frames, scan
+from .video import VideoError, VideoInfo, check_file, film_frames, read_frames, scan
 
 # %% ../../nbs/data/01_source.ipynb #0029f2d0
 @contextmanager
@@ -316,83 +314,21 @@ class FolderSource(Source):
     def _frame_of(self, mask: str) -> int | None:
         return self._by_stem.get(Path(mask).stem)
 
-# %% ../../nbs/data/01_source.ipynb #4be206c7
-def _check_video(path: str) -> tuple[int, list[str]]:
-    "Frames decoded, and what is wrong with a video."
-    import av
+# %% ../../nbs/data/01_source.ipynb #b41f1bf3
+def frames_in_order(
+    source: Source,  # A video file or a folder of frames
+    start: int = 0,  # Number of the first frame wanted
+    stop: int | None = None,  # Number after the last one; `None` goes to the end
+    lost: list[int] | None = None,  # Receives the numbers of damaged frames, for which the one before stands in
+) -> Iterator[tuple[int, np.ndarray]]:  # Number, and RGB at native size, upright, uint8 `(h w 3)`
+    """Read a sequence once, frame after frame, in the memory of one frame.
 
-    info = scan(path)
-    seen: set[int] = set()
-    patched: set[int] = set()
-    with open_video(info.path) as film:
-        stream = film.streams[info.stream]
-        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-        packets = film.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    break
-                for frame in packet.decode():
-                    (patched if frame.is_corrupt else seen).add(frame.pts)
-            except av.FFmpegError:
-                continue
-    bad = [i for i, pts in enumerate(info.pts.tolist()) if pts not in seen or pts in patched]
-    if not bad:
-        return len(seen), []
-    return len(seen | patched), [
-        f"{path}: {len(bad)} of {len(info.pts)} frames are damaged or lost, first frame {bad[0]} at {info.starts[bad[0]]:.2f} s"
-    ]
-
-# %% ../../nbs/data/01_source.ipynb #6912df6a
-def _check_picture(path: Path) -> tuple[int, int]:
-    "Height and width of a frame that decodes without a remark."
-    import av
-
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        check_file(path, "a picture")
-        try:
-            with av.open(io.BytesIO(path.read_bytes()), format="jpeg_pipe") as picture:
-                picture.streams.video[0].codec_context.options = {"err_detect": "explode"}
-                for _ in picture.decode(video=0):
-                    pass
-        except (av.FFmpegError, IndexError):
-            with _opened(path):  # where Pillow knows the reason, it says it
-                pass
-            raise VideoError(f"{path} is damaged: some of its codes make no sense; fetch it again") from None
-    return _pixels(path).shape[:2]
-
-# %% ../../nbs/data/01_source.ipynb #330be426
-def check_source(
-    source: Source,  # A sequence with or without masks
-) -> tuple[int, int, list[str]]:  # Frames read, masks read, and one sentence for each thing that is wrong
-    "Read every frame and every mask of a sequence."
-    frames = masks = 0
-    wrong: list[str] = []
-
-    def attempt(read: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return read(*args)
-        except TimetError as error:
-            wrong.append(str(error))
-            return None
-
+    Raises `TimetError` for numbers outside the sequence, `VideoError` where nothing can be decoded.
+    """
+    count = source.num_frames
+    stop = count if stop is None else stop
+    if not 0 <= start < stop <= count:
+        raise TimetError(f"frames of {source.name} are numbered 0 to {count - 1}, got {start} to {stop - 1}")
     if isinstance(source, VideoSource):
-        count, more = attempt(_check_video, source.path) or (0, [])
-        frames, wrong = frames + count, wrong + more
-        sizes = {(scan(source.path).height, scan(source.path).width)} if count else set()
-    else:
-        read = [attempt(_check_picture, Path(source.path) / name) for name in attempt(lambda: source.files) or []]
-        sizes = {size for size in read if size}
-        frames = len(read) - read.count(None)
-        if len(sizes) > 1:
-            wrong.append(f"{source.path}: its frames differ in size, {sorted(sizes)}")
-    files = attempt(lambda: source.mask_files) or {}
-    for number, file in files.items():
-        mask = attempt(read_mask, file)
-        masks += mask is not None
-        if mask is not None and len(sizes) == 1 and mask.shape not in sizes:
-            wrong.append(f"{file}: the mask is {mask.shape}, its frame {next(iter(sizes))}")
-        if isinstance(source, VideoSource) and frames and number >= source.num_frames:
-            wrong.append(f"{file}: the mask belongs to frame {number}, the last frame is {source.num_frames - 1}")
-    return frames, masks, wrong
+        return film_frames(source.info, start, stop, [] if lost is None else lost)
+    return ((i, source.frames(i)[0]) for i in range(start, stop))
