@@ -12,7 +12,7 @@ import math
 import os
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ..core import TimetError
@@ -37,9 +37,13 @@ class Sources(Sequence):
         return len(self.items)
 
     def __getitem__(self, index: int | slice) -> "Source | Sources":
-        if isinstance(index, slice):
-            return Sources(self.items[index], self.root, self.layout, self.classes, self.semantic)
-        return self.items[index]
+        return self.subset(range(len(self))[index]) if isinstance(index, slice) else self.items[index]
+
+    def subset(
+        self,
+        indices: Iterable[int],  # Which sources, in which order
+    ) -> "Sources":
+        return Sources([self.items[i] for i in indices], self.root, self.layout, self.classes, self.semantic)
 
     @property
     def names(self) -> list[str]:
@@ -47,10 +51,10 @@ class Sources(Sequence):
 
     def labelled(self) -> "Sources":
         "Those with masks; raises `TimetError` where there are none."
-        found = [source for source in self.items if source.has_masks]
+        found = self.subset(i for i, source in enumerate(self.items) if source.has_masks)
         if not found:
             raise TimetError(f"{self.root} holds {self} and no masks; a score needs videos with masks")
-        return Sources(found, self.root, self.layout, self.classes, self.semantic)
+        return found
 
     def __repr__(self) -> str:
         named = f", {len(self.classes) - 1} classes" if self.semantic else ""
@@ -96,19 +100,7 @@ def _base(path: Path, root: Path) -> Path:
     places = [place for word in SIBLINGS if (place := _below(path, word)) is not None]
     return Path(*path.parts[: places[0]]) if places else root
 
-
-def _one_resolution(folders: list[Path]) -> list[Path]:
-    "Of a set that is there in several sizes, the first of `RESOLUTIONS`."
-    level = {}
-    for path in folders:
-        place = _below(path, "jpegimages")
-        after = path.parts[place + 1].lower() if place is not None and place + 1 < len(path.parts) else ""
-        if after in RESOLUTIONS:
-            level[path] = path.parts[:place], RESOLUTIONS.index(after)
-    best = {base: min(rank for b, rank in level.values() if b == base) for base, _ in set(level.values())}
-    return [path for path in folders if path not in level or level[path][1] == best[level[path][0]]]
-
-
+# %% ../../nbs/data/02_find.ipynb #e3154952
 def _find_masks(path: Path, root: Path) -> str | None:
     "The folder of masks that goes with a video (without its ending) or a folder of frames."
     for word, names in SIBLINGS.items():
@@ -122,6 +114,18 @@ def _find_masks(path: Path, root: Path) -> str | None:
         if path != root and candidate.is_dir():
             return str(candidate)
     return None
+
+# %% ../../nbs/data/02_find.ipynb #3a7387e7
+def _one_resolution(folders: list[Path]) -> list[Path]:
+    "Of a set that is there in several sizes, the first of `RESOLUTIONS`."
+    level = {}
+    for path in folders:
+        place = _below(path, "jpegimages")
+        after = path.parts[place + 1].lower() if place is not None and place + 1 < len(path.parts) else ""
+        if after in RESOLUTIONS:
+            level[path] = path.parts[:place], RESOLUTIONS.index(after)
+    best = {base: min(rank for b, rank in level.values() if b == base) for base, _ in set(level.values())}
+    return [path for path in folders if path not in level or level[path][1] == best[level[path][0]]]
 
 # %% ../../nbs/data/02_find.ipynb #15b885b0
 def _names(paths: list[Path], root: Path, videos: set[Path]) -> list[str]:
@@ -226,6 +230,70 @@ def draw_split(
         raise TimetError(f"split {split!r} of {len(names)} sequences is empty; take a larger part")
     return chosen
 
+# %% ../../nbs/data/02_find.ipynb #afcc5adc
+def _metas(paths: list[Path], videos: set[Path], above: Path) -> tuple[dict[Path, dict[int, str]], list[str]]:
+    "Path -> object -> category, for the paths that have a `meta.json`; and all categories, in order."
+    read: dict[Path, tuple[dict, set]] = {}
+    found: dict[Path, dict[int, str]] = {}
+    for path in paths:
+        for file in (_base(path, above) / "meta.json", above / "meta.json"):
+            if file in read or file.is_file():
+                read[file] = read.get(file) or _read_meta(file)
+                found[path] = read[file][0].get(path.stem if path in videos else path.name, {})
+                break
+    return found, sorted(set().union(*(known for _, known in read.values())))
+
+
+def _assemble(
+    videos: list[Path], folders: list[Path], root: Path, fps: float | None, kind: str = "video tree"
+) -> Sources:
+    "Make sources of what was found: names, masks, classes, rates."
+    above, paths, films = root.parent if folders == [root] else root, [*videos, *folders], set(videos)
+    objects, categories = _metas(paths, films, above)
+    ids = {category: i for i, category in enumerate(categories, 1)}
+    layout = _name_layout(folders, root, bool(categories)) if folders else ""
+    items: list[Source] = []
+    for path, name in zip(paths, _names(paths, root, films)):
+        known = {number: ids[category] for number, category in objects.get(path, {}).items()} if categories else None
+        if path in films:
+            items.append(VideoSource(name, str(path), _find_masks(path.with_suffix(""), above), known))
+        else:
+            numbering = _numbering(layout, path)
+            items.append(FolderSource(name, str(path), _find_masks(path, above), known, rate=fps, numbering=numbering))
+    items.sort(key=lambda source: natural_key(source.name))
+    if videos:
+        masked = any(source.mask_folder for source in items if isinstance(source, VideoSource))
+        layout = ("videos with masks" if masked else kind) + (f" and {layout}" if layout else "")
+    return Sources(items, root, layout, dict(enumerate(["background", *categories])), bool(categories))
+
+# %% ../../nbs/data/02_find.ipynb #4248a001
+def _everything(root: Path, alone: bool) -> tuple[list[Path], list[Path]]:
+    "All videos and folders of frames; `alone`: they must not belong to several parts of a set."
+    videos, folders = _look(root)
+    folders = _one_resolution(folders)
+    if not videos and not folders:
+        raise TimetError(
+            f"{root} holds no videos ({', '.join(sorted(VIDEOS)[:6])} ...) and no frames ({', '.join(sorted(IMAGES))}); "
+            "give another folder, or unpack its archives"
+        )
+    heads = Counter(p.relative_to(root).parts[0] for p in [*videos, *folders] if p != root)
+    parts = [head for head in heads if re.split("[_-]", head.lower())[0] in SPLITS]
+    if alone and len(parts) > 1 and len(parts) == len(heads):
+        counts = ", ".join(f"{head} ({heads[head]} clips)" for head in parts)
+        raise TimetError(f"{root} holds several parts of a set: {counts}; give one of these folders")
+    return videos, folders
+
+
+def _listed(found: Sources, names: list[str], split: str) -> Sources:
+    "The sources that a list names, by their last name or by their whole one, in its order."
+    place = {name.split("/")[-1]: i for i, name in enumerate(found.names)} | {n: i for i, n in enumerate(found.names)}
+    lost = [name for name in names if name not in place]
+    if lost:
+        raise TimetError(
+            f"split {split!r} names {len(lost)} sequences that {found.root} does not hold, first {lost[0]}"
+        )
+    return found.subset(place[name] for name in names)
+
 # %% ../../nbs/data/02_find.ipynb #2680212d
 def find_sources(
     path: str | Path,  # A video, or a folder with videos or frames somewhere below
@@ -251,65 +319,7 @@ def find_sources(
         return find_sources(root / split, fps=fps)
     drawn = split is not None and DRAWN.fullmatch(split) is not None and not _lists(root, split)
     names = None if split is None or drawn else _split_names(root, split)
-    videos, folders = _look(root)
-    folders = _one_resolution(folders)
-    if not videos and not folders:
-        raise TimetError(
-            f"{path} holds no videos ({', '.join(sorted(VIDEOS)[:6])} ...) and no frames ({', '.join(sorted(IMAGES))}); "
-            "give another folder, or unpack its archives"
-        )
-    heads = Counter(p.relative_to(root).parts[0] for p in [*videos, *folders] if p != root)
-    parts = [head for head in heads if re.split("[_-]", head.lower())[0] in SPLITS]
-    if names is None and len(parts) > 1 and len(parts) == len(heads):
-        counts = ", ".join(f"{head} ({heads[head]} clips)" for head in parts)
-        raise TimetError(f"{path} holds several parts of a set: {counts}; give one of these folders")
-    found = _assemble(videos, folders, root, fps)
-    if drawn:
-        chosen = [found[i] for i in draw_split(found.names, split)]
-        return Sources(chosen, found.root, found.layout, found.classes, found.semantic)
-    if names is None:
-        return found
-    by_name = {source.name.split("/")[-1]: source for source in found} | {source.name: source for source in found}
-    lost = [name for name in names if name not in by_name]
-    if lost:
-        raise TimetError(f"split {split!r} names {len(lost)} sequences that {path} does not hold, first {lost[0]}")
-    return Sources([by_name[n] for n in names], found.root, found.layout, found.classes, found.semantic)
-
-# %% ../../nbs/data/02_find.ipynb #fdbe67bb
-def _assemble(
-    videos: list[Path], folders: list[Path], root: Path, fps: float | None, kind: str = "video tree"
-) -> Sources:
-    "Make sources of what was found: names, masks, classes, rates."
-    above = root.parent if folders == [root] else root
-    metas: dict[Path, tuple[dict, set]] = {}
-    meta_of: dict[Path, Path] = {}
-    for path in [*videos, *folders]:
-        for base in (_base(path, above), above):
-            file = base / "meta.json"
-            if file in metas or file.is_file():
-                metas[file] = metas.get(file) or _read_meta(file)
-                meta_of[path] = file
-                break
-    categories = sorted(set().union(*(known for _, known in metas.values())))
-    ids = {category: i for i, category in enumerate(categories, 1)}
-    layout = _name_layout(folders, root, bool(categories)) if folders else ""
-    items: list[Source] = []
-    for i, (path, name) in enumerate(zip([*videos, *folders], _names([*videos, *folders], root, set(videos)))):
-        film = i < len(videos)
-        plain = path.with_suffix("") if film else path
-        objects = metas[meta_of[path]][0].get(plain.name, {}) if path in meta_of else {}
-        items.append(
-            (VideoSource if film else FolderSource)(
-                name=name,
-                path=str(path),
-                mask_folder=_find_masks(plain, above),
-                objects={number: ids[category] for number, category in objects.items()} if categories else None,
-                rate=None if film else fps,
-                numbering=None if film else _numbering(layout, path),
-            )
-        )
-    items.sort(key=lambda source: natural_key(source.name))
-    if videos:
-        masked = any(source.mask_folder for source in items if isinstance(source, VideoSource))
-        layout = ("videos with masks" if masked else kind) + (f" and {layout}" if layout else "")
-    return Sources(items, root, layout, dict(enumerate(["background", *categories])), bool(categories))
+    found = _assemble(*_everything(root, alone=names is None), root, fps)
+    if names is not None:
+        return _listed(found, names, split)
+    return found.subset(draw_split(found.names, split)) if drawn else found

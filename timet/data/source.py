@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'MASKS', 'IMAGES', 'VIDEOS', 'DEFAULT_FPS', 'read_image', 'read_mask', 'to_classes', 'natural_key',
-           'list_files', 'Source', 'VideoSource', 'FolderSource', 'frames_in_order']
+           'list_files', 'white_is_object', 'Masked', 'Source', 'VideoSource', 'FolderSource', 'frames_in_order']
 
 # %% ../../nbs/data/01_source.ipynb #8e74580e
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -120,42 +121,47 @@ def _number(name: str) -> int | None:
     found = re.findall("[0-9]+", Path(name).stem)
     return int(found[-1][-18:]) if found else None
 
-# %% ../../nbs/data/01_source.ipynb #f6dc706b
-@dataclass(eq=False)
-class Source:
-    "One sequence that clips are cut from; opens files only inside `frames`, `masks` and `instances`."
+# %% ../../nbs/data/01_source.ipynb #4cbe448e
+def white_is_object(
+    files: Iterable[str | Path],  # Masks of one set, in any order
+    most: int = 1,  # How many that are not empty to look at
+) -> bool:  # Grey masks of 0 and 255, as in DAVIS-2016
+    'Does 255 mean the object in these masks, and not "ignore"?'
+    seen = 0
+    for file in files:
+        values = set(np.unique(read_mask(file)).tolist()) - {0}
+        with _opened(file) as picture:
+            if values and (values != {IGNORE} or picture.mode == "P"):
+                return False
+        seen += bool(values)
+        if seen == most:
+            break
+    return seen > 0
 
-    name: str  # Short and unique among the sources found together
-    path: str  # The video file, or the folder of frames
-    mask_folder: str | None = None  # Where its masks lie
-    objects: dict[int, int] | None = None  # Object id -> class id; `None`: the masks' ids are used as they are
-    rate: float | None = None  # Frame folders: frames a second, as the user says
-    numbering: float | None = None  # Frame folders: counts a second of the numbers in the file names
+# %% ../../nbs/data/01_source.ipynb #246ff51c
+def _stack_masks(files: dict[int, str], wanted: list[int], name: str, white: bool) -> np.ndarray:
+    "The masks of some frames in one block `(m h w)`, 255 where there is none."
+    read = {i: read_mask(files[i]) for i in set(wanted) & files.keys()}
+    shapes = {mask.shape for mask in read.values()} or {read_mask(next(iter(files.values()))).shape}
+    if len(shapes) > 1:
+        raise VideoError(f"the masks of {name} differ in size, {sorted(shapes)}; make them one size")
+    out = np.full((len(wanted), *shapes.pop()), IGNORE, dtype=np.int64)
+    for row, i in enumerate(wanted):
+        if i in read:
+            out[row] = np.where(read[i] == IGNORE, 1, read[i]) if white else read[i]
+    return out
 
-    @property
-    def starts(self) -> np.ndarray:  # The second at which each frame appears, from 0 `(t,)` float64
-        raise NotImplementedError
+# %% ../../nbs/data/01_source.ipynb #00f13eea
+class Masked:
+    "What masks a sequence has; its frames are the subclass's business."
 
-    @property
-    def fps(self) -> float:  # Average rate, frames a second
-        raise NotImplementedError
-
-    @property
-    def size(self) -> tuple[int, int]:  # Height and width of a frame, pixels
-        raise NotImplementedError
-
-    def frames(
-        self,
-        index: int | Sequence[int] | np.ndarray,  # Frame numbers `(m,)`, any order, repeats allowed
-    ) -> np.ndarray:  # RGB at native size, uint8 `(m h w 3)`
-        raise NotImplementedError
+    name: str
+    path: str
+    mask_folder: str | None
+    objects: dict[int, int] | None
 
     def _frame_of(self, mask: str) -> int | None:  # Number of the frame that a mask file belongs to
         raise NotImplementedError
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.starts)
 
     @cached_property
     def mask_files(self) -> dict[int, str]:  # Frame number -> mask file, for the frames that have one
@@ -180,13 +186,8 @@ class Source:
         return bool(self.mask_files)
 
     @cached_property
-    def white_is_object(self) -> bool:  # Grey masks of 0 and 255, as in DAVIS-2016
-        for file in self.mask_files.values():
-            values = set(np.unique(read_mask(file)).tolist()) - {0}
-            if values:
-                with _opened(file) as picture:
-                    return values == {IGNORE} and picture.mode != "P"
-        return False
+    def white_is_object(self) -> bool:  # Grey masks of 0 and 255
+        return white_is_object(self.mask_files.values())
 
     def instances(
         self,
@@ -196,29 +197,43 @@ class Source:
 
         Raises `VideoError` where the sequence has no masks or one cannot be read.
         """
-        wanted = self._checked(index)
         if not self.has_masks:
             raise VideoError(f"{self.name} has no masks; give data with masks, or a score that needs none")
-        read = {i: read_mask(self.mask_files[i]) for i in set(wanted.tolist()) & self.mask_files.keys()}
-        shapes = {mask.shape for mask in read.values()} or {read_mask(next(iter(self.mask_files.values()))).shape}
-        if len(shapes) > 1:
-            raise VideoError(f"the masks of {self.name} differ in size, {sorted(shapes)}; make them one size")
-        out = np.full((len(wanted), *shapes.pop()), IGNORE, dtype=np.int64)
-        for row, i in enumerate(wanted.tolist()):
-            if i in read:
-                out[row] = np.where(read[i] == IGNORE, 1, read[i]) if self.white_is_object else read[i]
-        return out
+        return _stack_masks(self.mask_files, self._checked(index).tolist(), self.name, self.white_is_object)
 
     def masks(
         self,
         index: int | Sequence[int] | np.ndarray,  # Frame numbers `(m,)`
     ) -> np.ndarray:  # Class ids, int64 `(m h w)`; 0 background, 255 unknown or without a mask
-        """Class ids of some frames; without a `meta.json` these are the object ids.
-
-        Raises `VideoError` where the sequence has no masks or one cannot be read.
-        """
+        "Class ids of some frames, as `instances`; without a `meta.json` these are the object ids."
         found = self.instances(index)
         return found if self.objects is None else to_classes(found, self.objects)
+
+# %% ../../nbs/data/01_source.ipynb #f6dc706b
+@dataclass(eq=False)
+class Source(Masked):
+    "One sequence that clips are cut from; opens files only inside `frames`, `masks` and `instances`."
+
+    name: str  # Short and unique among the sources found together
+    path: str  # The video file, or the folder of frames
+    mask_folder: str | None = None  # Where its masks lie
+    objects: dict[int, int] | None = None  # Object id -> class id; `None`: the masks' ids are used as they are
+    rate: float | None = None  # Frame folders: frames a second, as the user says
+    numbering: float | None = None  # Frame folders: counts a second of the numbers in the file names
+
+    starts: ClassVar[np.ndarray]  # The second at which each frame appears, from 0 `(t,)` float64
+    fps: ClassVar[float]  # Average rate, frames a second
+    size: ClassVar[tuple[int, int]]  # Height and width of a frame, pixels
+
+    def frames(
+        self,
+        index: int | Sequence[int] | np.ndarray,  # Frame numbers `(m,)`, any order, repeats allowed
+    ) -> np.ndarray:  # RGB at native size, uint8 `(m h w 3)`
+        raise NotImplementedError
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.starts)
 
     def _checked(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
         wanted = np.atleast_1d(np.asarray(index))
@@ -258,10 +273,10 @@ class VideoSource(Source):
     def _frame_of(self, mask: str) -> int | None:
         return _number(mask)
 
-# %% ../../nbs/data/01_source.ipynb #ed34cc4d
+# %% ../../nbs/data/01_source.ipynb #1550f442
 DEFAULT_FPS = 24.0  # frames a second of a folder about which nothing is known
 
-# %% ../../nbs/data/01_source.ipynb #1550f442
+
 class FolderSource(Source):
     "A folder of frames in natural order, with masks of the same names in another folder."
 
