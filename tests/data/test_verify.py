@@ -100,3 +100,17 @@ def test_show(sets, capsys):
 
 def test_real_videos_are_sound(real_clips):
     assert verify(real_clips / "videos").problems == ()
+
+
+# quick answers
+
+
+def test_a_look_at_data_and_checkpoints_loads_nothing_heavy():
+    "A misspelled path is refused before torch and its company are imported."
+    heavy = "torch torchvision timm faiss scipy matplotlib accelerate av decord tensorboard".split()
+    code = (
+        "import sys, timet.data.images, timet.data.verify, timet.run.folder\n"
+        f"print(*[name for name in {heavy} if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
