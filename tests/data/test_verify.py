@@ -1,6 +1,8 @@
 """Everything is read once: what is damaged is told, and nothing is changed."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
