@@ -235,6 +235,10 @@ class Source(Masked):
     def num_frames(self) -> int:
         return len(self.starts)
 
+    def file_of(self, index: int) -> str:
+        "The file that holds a frame."
+        return self.path
+
     def _checked(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
         wanted = np.atleast_1d(np.asarray(index))
         if wanted.dtype.kind not in "iu" or not len(wanted) or wanted.min() < 0 or wanted.max() >= self.num_frames:
@@ -287,6 +291,9 @@ class FolderSource(Source):
             raise VideoError(f"{self.path} holds no frames any more; look at the folder again")
         return names
 
+    def file_of(self, index: int) -> str:
+        return str(Path(self.path) / self.files[index])
+
     @cached_property
     def _counts(self) -> np.ndarray:
         numbers = [_number(name) for name in self.files]
@@ -307,14 +314,14 @@ class FolderSource(Source):
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        return _pixels(Path(self.path) / self.files[0]).shape[:2]
+        return _pixels(self.file_of(0)).shape[:2]
 
     def frames(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
         wanted = self._checked(index).tolist()
         # one block, filled in place: a second copy of every frame would cost as much as decoding it
         out: np.ndarray | None = None
         for row, i in enumerate(wanted):
-            pixels = out[wanted.index(i)] if i in wanted[:row] else _pixels(Path(self.path) / self.files[i])
+            pixels = out[wanted.index(i)] if i in wanted[:row] else _pixels(self.file_of(i))
             out = np.empty((len(wanted), *pixels.shape), dtype=np.uint8) if out is None else out
             if pixels.shape != out.shape[1:]:
                 sizes = sorted({pixels.shape[:2], out.shape[1:3]})
