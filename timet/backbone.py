@@ -269,7 +269,7 @@ def shipped_weights(
         )
     return folder / f"{name}.safetensors"
 
-
+# %% ../nbs/02_backbone.ipynb #4714225a
 def _note(file: Path) -> str:
     "Where the weights of an export came from."
     return json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["source"]
@@ -286,7 +286,7 @@ def _create_model(architecture: str, hub: dict[str, Any], args: dict[str, Any]) 
         args["global_pool"] = ""
     return model
 
-
+# %% ../nbs/02_backbone.ipynb #e925d3be
 def _pixels(size: Any) -> tuple[int, int] | None:
     "Height and width from one number, two, or none."
     if size is None:

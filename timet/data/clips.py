@@ -67,7 +67,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=x.device).unbind(0)
     return mean[:, None, None], std[:, None, None]
 
-
+# %% ../../nbs/data/04_clips.ipynb #6012e1cb
 def normalize(
     x: Tensor,  # RGB, uint8 in 0 to 255 or float in 0 to 1 `(... 3 h w)`
 ) -> Tensor:  # float32 `(... 3 h w)`
@@ -129,7 +129,7 @@ def _pair(size: int | tuple[int, int], name: str = "size") -> tuple[int, int]:
         raise TimetError(f"{name} must be a whole number of pixels above 0, or two of them, got {size}")
     return pair
 
-
+# %% ../../nbs/data/04_clips.ipynb #9c56c3bf
 def _planes(frames: np.ndarray, masks: np.ndarray | None) -> tuple[Tensor, Tensor | None]:
     "Frames as `(t 3 h w)` and masks as `(t h w)`, checked; the bytes stay where they are."
     sizes = check_shape(frames, "t h w 3", "frames")
@@ -442,7 +442,7 @@ class _Guarded(Dataset):
         except TimetError as error:
             return error
 
-
+# %% ../../nbs/data/04_clips.ipynb #8edb51ab
 def _collate(items: list[dict[str, Any] | TimetError]) -> dict[str, Any] | TimetError:
     for item in items:
         if isinstance(item, TimetError):

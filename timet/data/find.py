@@ -177,7 +177,7 @@ def _name_layout(folders: list[Path], root: Path, has_meta: bool) -> str:
         return "DAVIS"
     return "YouTube-VOS" if has_meta or FolderSource("", str(first)).step == 5 else "JPEGImages"
 
-
+# %% ../../nbs/data/02_find.ipynb #bd5d95bb
 def _numbering(layout: str, path: Path) -> float | None:
     "Counts a second of the numbers in the file names, where the set is known."
     if layout in ("EPIC", "VISOR"):
@@ -194,14 +194,14 @@ def listed_names(
     words = [Path(line.split()[0]) for line in lines if line.strip()]
     return list(dict.fromkeys(of_file(w) if w.suffix.lower() in IMAGES else w.as_posix() for w in words))
 
-
+# %% ../../nbs/data/02_find.ipynb #bb867a90
 def _lists(root: Path, split: str) -> list[Path]:
     "The list files that a split may mean."
     if Path(split).is_file():
         return [Path(split)]
     return sorted([*root.glob(f"ImageSets/**/{split}.txt"), *root.glob(f"{split}.txt")])
 
-
+# %% ../../nbs/data/02_find.ipynb #e8a677f9
 def _split_names(root: Path, split: str) -> list[str]:
     "The sequence names of a list file: one a line, or DAVIS-2016's pairs of file names."
     lists = _lists(root, split)
@@ -256,7 +256,7 @@ def _metas(paths: list[Path], videos: set[Path], above: Path) -> tuple[dict[Path
                 break
     return found, sorted(set().union(*(known for _, known in read.values())))
 
-
+# %% ../../nbs/data/02_find.ipynb #d3a8a2f5
 def _assemble(
     videos: list[Path], folders: list[Path], root: Path, fps: float | None, kind: str = "video tree"
 ) -> Sources:
@@ -296,7 +296,7 @@ def _everything(root: Path, alone: bool) -> tuple[list[Path], list[Path]]:
         raise TimetError(f"{root} holds several parts of a set: {counts}; give one of these folders")
     return videos, folders
 
-
+# %% ../../nbs/data/02_find.ipynb #87772913
 def _listed(found: Sources, names: list[str], split: str) -> Sources:
     "The sources that a list names, by their last name or by their whole one, in its order."
     place = {name.split("/")[-1]: i for i, name in enumerate(found.names)} | {n: i for i, n in enumerate(found.names)}

@@ -81,7 +81,7 @@ class Picture:
         white = isinstance(self.source, PictureSource) and self.source.white_is_object
         return [self.index, sorted((self.source.objects or {}).items()), white]
 
-
+# %% ../../nbs/data/03_images.ipynb #b10aa123
 def image_file(
     name: str,  # Unique in its set
     path: str,  # The picture
@@ -160,7 +160,7 @@ PACKINGS = {  # layout -> folder of pictures, folders of lists
 }
 CLASS, CLASS_AUG = "SegmentationClass", "SegmentationClassAug"
 
-
+# %% ../../nbs/data/03_images.ipynb #2b231800
 def _names_in(file: Path) -> list[str]:
     "The names of a list: `2007_000033`, or DeepLab's `/JPEGImages/2007_000033.jpg /SegmentationClassAug/...`."
     return list(dict.fromkeys(Path(name).name for name in listed_names(file, lambda file: file.stem)))

@@ -37,7 +37,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         reason = "no picture of a known kind" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise VideoError(f"{path} cannot be read as a picture ({reason}); fetch it again or leave it out") from None
 
-
+# %% ../../nbs/data/01_source.ipynb #6f7e4bdf
 def _pixels(path: str | Path) -> np.ndarray:
     "The RGB pixels of a picture; not to be written to."
     with _opened(path) as picture:
@@ -99,7 +99,7 @@ def natural_key(name: str) -> tuple:
     parts = re.split("([0-9]+)", name.lower())
     return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
 
-
+# %% ../../nbs/data/01_source.ipynb #0fec5f8e
 def list_files(
     folder: str | Path,  # Where to look
     kinds: set[str],  # Endings, small letters: `IMAGES`
@@ -115,7 +115,7 @@ def list_files(
         raise VideoError(f"cannot look into {folder}: {(error.strerror or str(error)).lower()}") from None
     return sorted(names, key=natural_key)
 
-
+# %% ../../nbs/data/01_source.ipynb #039b4afd
 def _number(name: str) -> int | None:
     "The last number in a file's name: 140 in `P01_01_frame_0000000140.jpg`."
     found = re.findall("[0-9]+", Path(name).stem)

@@ -76,7 +76,7 @@ def open_video(path: str) -> Any:
 
     return av.open(path, options={"fflags": "+genpts"}, metadata_errors="ignore")
 
-
+# %% ../../nbs/data/00_video.ipynb #bf22d376
 def scan(
     path: str | Path,  # A video file of any kind FFmpeg knows
 ) -> VideoInfo:
@@ -110,7 +110,7 @@ class _Memory(dict):
         while self.frames > MOST_FRAMES and len(self) > 1:
             self.frames -= len(self.pop(next(iter(self))).pts)
 
-
+# %% ../../nbs/data/00_video.ipynb #fe1e64b5
 _scans, _fresh = _Memory(), _Memory()
 
 
@@ -145,7 +145,7 @@ class _Packets:
     rows: list[tuple[int | None, bool, bool, int]]  # pts, keyframe, hidden by an edit list, duration
     first: Any | None = None  # the first frame
 
-
+# %% ../../nbs/data/00_video.ipynb #ca058629
 def _collect_packets(path: str) -> _Packets:
     import av
 
@@ -198,7 +198,7 @@ def _constant(x: np.ndarray) -> np.ndarray:
     x.flags.writeable = False
     return x
 
-
+# %% ../../nbs/data/00_video.ipynb #b120788e
 def _scan(path: str) -> VideoInfo:
     import av
 
@@ -272,7 +272,7 @@ def load_decord() -> ModuleType | None:  # The module `decord`, or `None` where 
         decord.logging.set_level(decord.logging.QUIET)
         return decord
 
-
+# %% ../../nbs/data/00_video.ipynb #b13be0f3
 def read_with_decord(
     info: VideoInfo,  # From `scan`
     index: np.ndarray,  # Frame indices, rising `(m,)`
@@ -317,7 +317,7 @@ def decode(
                 if not skip:
                     raise
 
-
+# %% ../../nbs/data/00_video.ipynb #bb0f6659
 def upright(
     frame: Any,  # From `decode`
     info: VideoInfo,  # Of its film

@@ -200,7 +200,7 @@ def load_checkpoint(
 DEFAULT_NETWORK = "vit_small_patch16_224.dino"  # the paper's
 _ENDINGS = (".pt", ".pth", ".safetensors", ".ckpt", ".tar", ".bin")
 
-
+# %% ../../nbs/run/03_folder.ipynb #cfa99af6
 def find_checkpoint(
     checkpoint: str,  # A run folder, a file, a network's name, or `random`
     backbone: str | None = None,  # The network, where the checkpoint does not say
