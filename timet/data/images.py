@@ -134,7 +134,7 @@ class Images(Sources):
 
 # %% ../../nbs/data/03_images.ipynb #e0e88e77
 def frames_as_images(
-    sources: Sources | Sequence[Source],  # Videos; those without masks are left out where others have some
+    sources: Sources,  # Videos; those without masks are left out where others have some
     per_video: int = 4,  # Pictures from each; fewer where it has fewer
 ) -> Images:
     """Frames of videos, evenly spaced among the labelled ones, as a set of pictures.
@@ -144,14 +144,13 @@ def frames_as_images(
     if len(sources) == 0 or per_video < 1:
         raise TimetError(f"pictures need at least one video and one frame of each, got {len(sources)} and {per_video}")
     items: list[Picture] = []
-    labelled = [source for source in sources if source.has_masks]
-    for source in labelled or sources:
+    labelled = any(source.has_masks for source in sources)
+    for source in sources.labelled() if labelled else sources:
         usable = source.annotated if labelled else np.arange(source.num_frames)
         chosen = np.unique(np.linspace(0, len(usable) - 1, per_video).round().astype(int))
         items += [Picture(f"{source.name}/{i:05d}", source, i) for i in usable[chosen].tolist()]
-    facts = {"root": getattr(sources, "root", ""), "classes": getattr(sources, "classes", None)}
-    layout = f"frames of {getattr(sources, 'layout', '') or 'videos'}"
-    return Images(items, layout=layout, semantic=getattr(sources, "semantic", True), **facts)
+    layout = f"frames of {sources.layout or 'videos'}"
+    return Images(items, sources.root, layout, classes=sources.classes, semantic=sources.semantic)
 
 # %% ../../nbs/data/03_images.ipynb #924959ab
 PACKINGS = {  # layout -> folder of pictures, folders of lists
