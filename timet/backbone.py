@@ -99,7 +99,7 @@ class TimmNetwork(nn.Module):
             )
         return height // p, width // p
 
-    def stem(self, images: Tensor) -> Tensor:
+    def _stem(self, images: Tensor) -> Tensor:
         "What enters the first block, of images normalised with ImageNet's mean and deviation."
         return stem(self.model, images if self.scale is None else images * self.scale + self.shift)
 
@@ -173,7 +173,7 @@ class Backbone(TunedNetwork):
         if self.tuned_blocks == "all":
             return images
         with torch.no_grad():
-            x = self.stem(images)
+            x = self._stem(images)
             for block in blocks_of(self.model)[: self.first_tuned]:
                 x = block(x)
         return x
@@ -186,7 +186,7 @@ class Backbone(TunedNetwork):
         if torch.is_grad_enabled() and not torch.compiler.is_compiling():
             # older torch reuses weights cast under no_grad, which have no gradient (pytorch 112583)
             torch.clear_autocast_cache()
-        x = self.stem(hidden) if self.tuned_blocks == "all" else hidden
+        x = self._stem(hidden) if self.tuned_blocks == "all" else hidden
         for block in blocks_of(self.model)[self.first_tuned :]:
             x = block(x)
         if not isinstance(self.model, VisionTransformer):
