@@ -468,7 +468,7 @@ def test_an_export_is_read_by_timm_and_by_us(name, args, size, tmp_path):
     for given in (path, path.with_suffix(".json")):
         again = load_backbone(given, tuned_blocks=1).eval()
         assert torch.equal(again.tokens((images - mean) / std), tokens)
-        assert (again.name, again.image_size, again.mean) == (name, net.image_size, net.mean)
+        assert (again.name, again.image_size, again.made.mean) == (name, net.image_size, net.made.mean)
         assert again.source.endswith(f"started from {net.source}")  # a tuned network is no longer what it started from
 
 

@@ -88,9 +88,14 @@ def unexplained(parser: argparse.ArgumentParser) -> list[str]:
 
 def test_commands_are_found() -> None:
     "Those of settings.ini among them."
-    assert {"timet.train", "timet.evaluate", "timet.data.find", "timet.samples", "timet.reproduce", "timet.segment"} < {
-        *COMMANDS
-    }
+    assert {
+        "timet.train",
+        "timet.evaluate",
+        "timet.data.verify",
+        "timet.samples",
+        "timet.reproduce",
+        "timet.segment",
+    } < {*COMMANDS}
     assert len([name for name in COMMANDS if name.startswith("timet.eval.")]) >= 5
 
 

@@ -14,12 +14,11 @@ import torch
 from PIL import Image
 
 from timet import evaluate as room
-from timet.backbone import create_backbone, export_backbone
+from timet.backbone import create_backbone, export_backbone, open_backbone
 from timet.core import TimetError
 from timet.data.find import find_sources
 from timet.eval.cache import cache_folder, cached_arrays, content_key, fingerprint
 from timet.eval.clustering import evaluate
-from timet.eval.options import open_backbone
 from timet.evaluate import EvaluateConfig, format_table, load_tokens, main
 
 TINY = "timet_tiny_patch8_96"

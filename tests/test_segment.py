@@ -19,14 +19,13 @@ from timet import segment as room
 from timet.backbone import create_backbone
 from timet.core import TimetError
 from timet.data.find import find_sources
-from timet.data.source import read_mask
+from timet.data.source import frames_in_order, read_mask
 from timet.data.video import read_frames, scan
 from timet.eval.kmeans import standardize_pca
 from timet.film.movie import aspect_of, join_parts, paint_frame, ticks_of, write_part
 from timet.film.stream import (
     Clusters,
     fit_clusters,
-    frames_in_order,
     sample_frames,
     stream_labels,
     upscale_bilinear,

@@ -21,13 +21,12 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from .backbone import Backbone
+from .backbone import Backbone, open_backbone
 from .core import TimetError, pick_device, pick_precision, progress, samples_dir, write_json
 from .data.find import Sources, find_sources
 from .data.source import Source, VideoSource
 from .data.video import VideoError, open_video, scan
 from .eval.cache import content_key
-from .eval.options import open_backbone
 from .film.movie import CONTAINERS, aspect_of, join_parts, paint_frame, write_mask, write_part
 from .film.stream import Clusters, fit_clusters, sample_tokens, stream_labels, working_size
 from .run.command import parse, run_command

@@ -16,7 +16,7 @@ from torch import nn
 
 from timet.core import TimetError, samples_dir
 from timet.data.find import find_sources
-from timet.data.images import ImageFile, Images, frames_as_images
+from timet.data.images import Images, frames_as_images, image_file
 from timet.eval.cache import cache_limit, cached_arrays, content_key, image_tokens, say_size
 from timet.eval.tokens import as_float, extract_image_tokens
 
@@ -40,7 +40,7 @@ class Patches(nn.Module):
 
 
 def find(root) -> Images:
-    return Images([ImageFile(f"{i}", f"{root}/{i}.png", f"{root}/m{i}.png") for i in range(9)])
+    return Images([image_file(f"{i}", f"{root}/{i}.png", f"{root}/m{i}.png") for i in range(9)])
 
 
 HEAD = f"""
@@ -107,7 +107,7 @@ def test_what_changes_the_tokens_and_what_only_the_masks(root, tmp_path):
     assert (image_tokens(model, find(root), cache=tmp_path / "c", **SIZES).masks[3] == 1).all()
     keys = [content_key(model, find(root), {}), content_key(None, find(root), {})]
     keys += [content_key(model, find(root).subset([1, 0]), {}), content_key(None, find(root).subset([1, 0]), {})]
-    white = Images([ImageFile(i.name, i.path, i.mask_path, white=True) for i in find(root).items])
+    white = Images([image_file(i.name, *i.files, *i.mask_files, white=True) for i in find(root).items])
     keys.append(content_key(None, white, {}))
     assert len(set(keys)) == len(keys) and content_key(model, white, {}) == keys[0]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from timet.core import TimetError
 from timet.data.clips import normalize
-from timet.data.images import ImageFile, Images
+from timet.data.images import Images, image_file
 from timet.eval.tokens import ImageTokens, as_float, extract_image_tokens, extract_tokens, read_masks, tokens_of_images
 from timet.run.processes import this_shard
 
@@ -41,7 +41,7 @@ def images(tmp_path) -> Images:
         Image.fromarray(rng.integers(0, 255, (*size, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
         ids = rng.choice([0, 3, 254, 255], size).astype(np.uint8)
         Image.fromarray(ids).save(tmp_path / f"m{i}.png")
-        items.append(ImageFile(f"p{i}", str(tmp_path / f"{i}.png"), str(tmp_path / f"m{i}.png")))
+        items.append(image_file(f"p{i}", str(tmp_path / f"{i}.png"), str(tmp_path / f"m{i}.png")))
     return Images(items, classes={0: "background", 3: "x"}, semantic=False)
 
 
@@ -126,7 +126,7 @@ def test_one_process_has_everything(monkeypatch):
 
 
 def test_pictures_without_masks(images):
-    bare = Images([ImageFile(item.name, item.path) for item in images.items])
+    bare = Images([image_file(item.name, item.files[0]) for item in images.items])
     assert (read_masks(bare, 3) == 255).all()
     assert extract_image_tokens(Patches(), bare, image_size=16, mask_size=3, device="cpu").masks.shape == (7, 3, 3)
 

@@ -1,3 +1,3 @@
-from timet.data.find import main
+from timet.data.verify import main
 
 main()

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_STD', 'ATTEMPTS', 'clip_index', 'normalize', 'denormalize', 'ClipPlan', 'turn_hue', 'blur',
-           'ClipAugment', 'one_thread', 'EvalTransform', 'ClipDataset', 'ClipLoader', 'make_loader']
+           'draw_box', 'draw_plan', 'carry_out', 'ClipAugment', 'one_thread', 'EvalTransform', 'Keeper', 'ClipDataset',
+           'ClipLoader', 'Batches', 'epoch_steps', 'make_loader']
 
 # %% ../../nbs/data/04_clips.ipynb #ecfd5d70
 import math
@@ -24,6 +25,7 @@ from torchvision.transforms.v2 import functional as F
 from ..core import TimetError, check_shape, progress
 from .source import Source
 from .video import VideoError, frame_at, remember_scans, take_fresh_scans
+from ..run.check import Count, Natural, adjust
 
 # %% ../../nbs/data/04_clips.ipynb #888f2aa1
 def clip_index(
@@ -65,7 +67,7 @@ def _statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     mean, std = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], device=x.device).unbind(0)
     return mean[:, None, None], std[:, None, None]
 
-
+# %% ../../nbs/data/04_clips.ipynb #6012e1cb
 def normalize(
     x: Tensor,  # RGB, uint8 in 0 to 255 or float in 0 to 1 `(... 3 h w)`
 ) -> Tensor:  # float32 `(... 3 h w)`
@@ -73,7 +75,7 @@ def normalize(
     mean, std = _statistics(x)
     return ((x / 255 if x.dtype == torch.uint8 else x.float()) - mean) / std
 
-
+# %% ../../nbs/data/04_clips.ipynb #1fbc9522
 def denormalize(
     x: Tensor,  # What `normalize` made `(... 3 h w)`
 ) -> Tensor:  # RGB in 0 to 1, float32 `(... 3 h w)`
@@ -127,7 +129,7 @@ def _pair(size: int | tuple[int, int], name: str = "size") -> tuple[int, int]:
         raise TimetError(f"{name} must be a whole number of pixels above 0, or two of them, got {size}")
     return pair
 
-
+# %% ../../nbs/data/04_clips.ipynb #9c56c3bf
 def _planes(frames: np.ndarray, masks: np.ndarray | None) -> tuple[Tensor, Tensor | None]:
     "Frames as `(t 3 h w)` and masks as `(t h w)`, checked; the bytes stay where they are."
     sizes = check_shape(frames, "t h w 3", "frames")
@@ -136,6 +138,79 @@ def _planes(frames: np.ndarray, masks: np.ndarray | None) -> tuple[Tensor, Tenso
     if masks is not None:
         check_shape(masks, "t h w", "masks", t=sizes["t"], h=sizes["h"], w=sizes["w"])
     return rearrange(torch.from_numpy(frames), "t h w c -> t c h w"), None if masks is None else torch.as_tensor(masks)
+
+# %% ../../nbs/data/04_clips.ipynb #8de6ea37
+def draw_box(
+    height: int,  # Of the frames, pixels
+    width: int,
+    scale: tuple[float, float],  # Share of the frame's area that the crop keeps
+    ratio: tuple[float, float],  # Width by height of the crop
+    rng: np.random.Generator,
+) -> tuple[int, int, int, int]:  # Top, left, height, width
+    "A crop of random area and shape."
+    low, high = ratio
+    for _ in range(10):
+        area = height * width * rng.uniform(*scale)
+        shape = math.exp(rng.uniform(math.log(low), math.log(high)))
+        h, w = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
+        if 0 < h <= height and 0 < w <= width:
+            return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
+    h, w = min(height, round(width / low)), min(width, round(height * high))
+    return (height - h) // 2, (width - w) // 2, max(h, 1), max(w, 1)
+
+# %% ../../nbs/data/04_clips.ipynb #9f1bfe54
+def draw_plan(
+    chances: "ClipAugment",
+    height: int,  # Of the frames, pixels
+    width: int,
+    rng: np.random.Generator,  # The only source of chance
+) -> ClipPlan:
+    "Throw the dice for one clip."
+    changes = [
+        (name, rng.uniform(max(0.0, 1 - most), 1 + most) if name != "hue" else rng.uniform(-most, most))
+        for name, most in zip(("brightness", "contrast", "saturation", "hue"), chances.jitter)
+    ]
+    order = rng.permutation(4) if rng.random() < chances.jitter_p else []
+    return ClipPlan(
+        jitter=tuple((changes[i][0], float(changes[i][1])) for i in order),
+        grey=bool(rng.random() < chances.grey_p),
+        sigma=float(rng.uniform(*chances.blur)) if rng.random() < chances.blur_p else 0.0,
+        box=draw_box(height, width, chances.scale, chances.ratio, rng),
+        flip=bool(rng.random() < chances.flip_p),
+    )
+
+# %% ../../nbs/data/04_clips.ipynb #906dc139
+def carry_out(
+    plan: ClipPlan,  # From `draw_plan`
+    size: tuple[int, int],  # Height and width of the result, pixels
+    frames: np.ndarray,  # RGB uint8 `(t h w 3)`
+    masks: np.ndarray | None = None,  # Ids, int `(t h w)`
+) -> Tensor | tuple[Tensor, Tensor]:  # float32 `(t 3 H W)`, normalised [, int64 `(t H W)`]
+    "Crop, mirror, colour and blur all frames of a clip alike."
+    clip, ids = _planes(frames, masks)
+    clip = F.resized_crop(clip, *plan.box, list(size), InterpolationMode.BILINEAR, antialias=True)
+    clip = F.horizontal_flip(clip) if plan.flip else clip
+    x = clip.to(torch.float32, memory_format=torch.contiguous_format) / 255
+    for name, amount in plan.jitter:
+        x = turn_hue(x, amount) if name == "hue" else getattr(F, f"adjust_{name}")(x, amount)
+    x = F.rgb_to_grayscale(x, num_output_channels=3) if plan.grey else x
+    shrunk = math.sqrt(size[0] * size[1] / (plan.box[2] * plan.box[3]))
+    x = blur(x, plan.sigma * shrunk) if plan.sigma * shrunk > 0.1 else x
+    if ids is None:
+        return normalize(x)
+    ids = F.resized_crop(ids, *plan.box, list(size), InterpolationMode.NEAREST_EXACT)
+    return normalize(x), (F.horizontal_flip(ids) if plan.flip else ids).long()
+
+# %% ../../nbs/data/04_clips.ipynb #bc491a63
+def _check_augment(chances: "ClipAugment") -> None:
+    _pair(chances.size)
+    if not all(0 <= p <= 1 for p in (chances.flip_p, chances.jitter_p, chances.grey_p, chances.blur_p)):
+        raise TimetError("flip_p, jitter_p, grey_p and blur_p are chances, they must lie in 0 to 1")
+    scale, ratio, sigma, jitter = chances.scale, chances.ratio, chances.blur, chances.jitter
+    if not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
+        raise TimetError(f"scale must be two rising shares up to 1, ratio rising, got {scale} and {ratio}")
+    if not 0 <= sigma[0] <= sigma[1] or min(jitter) < 0 or jitter[3] > 0.5:
+        raise TimetError(f"blur must rise from 0, jitter lie above 0, hue up to 0.5, got {sigma}, {jitter}")
 
 # %% ../../nbs/data/04_clips.ipynb #a0708a73
 @dataclass(frozen=True)
@@ -156,17 +231,7 @@ class ClipAugment:
     blur: tuple[float, float] = (0.1, 2.0)  # Its sigma, pixels of the frame
 
     def __post_init__(self) -> None:
-        _pair(self.size)
-        if not all(0 <= p <= 1 for p in (self.flip_p, self.jitter_p, self.grey_p, self.blur_p)):
-            raise TimetError("flip_p, jitter_p, grey_p and blur_p are chances, they must lie in 0 to 1")
-        if not 0 < self.scale[0] <= self.scale[1] <= 1 or not 0 < self.ratio[0] <= self.ratio[1]:
-            raise TimetError(
-                f"scale must be two rising shares up to 1, ratio rising, got {self.scale} and {self.ratio}"
-            )
-        if not 0 <= self.blur[0] <= self.blur[1] or min(self.jitter) < 0 or self.jitter[3] > 0.5:
-            raise TimetError(
-                f"blur must rise from 0, jitter lie above 0, hue up to 0.5, got {self.blur}, {self.jitter}"
-            )
+        _check_augment(self)
 
     def draw(
         self,
@@ -175,30 +240,7 @@ class ClipAugment:
         rng: np.random.Generator,  # The only source of chance
     ) -> ClipPlan:
         "Throw the dice for one clip."
-        changes = [
-            (name, rng.uniform(max(0.0, 1 - most), 1 + most) if name != "hue" else rng.uniform(-most, most))
-            for name, most in zip(("brightness", "contrast", "saturation", "hue"), self.jitter)
-        ]
-        order = rng.permutation(4) if rng.random() < self.jitter_p else []
-        return ClipPlan(
-            jitter=tuple((changes[i][0], float(changes[i][1])) for i in order),
-            grey=bool(rng.random() < self.grey_p),
-            sigma=float(rng.uniform(*self.blur)) if rng.random() < self.blur_p else 0.0,
-            box=self._box(height, width, rng),
-            flip=bool(rng.random() < self.flip_p),
-        )
-
-    def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
-        "A crop of random area and shape; after ten that do not fit, the largest in the middle."
-        low, high = self.ratio
-        for _ in range(10):
-            area = height * width * rng.uniform(*self.scale)
-            shape = math.exp(rng.uniform(math.log(low), math.log(high)))
-            h, w = round(math.sqrt(area / shape)), round(math.sqrt(area * shape))
-            if 0 < h <= height and 0 < w <= width:
-                return int(rng.integers(height - h + 1)), int(rng.integers(width - w + 1)), h, w
-        h, w = min(height, round(width / low)), min(width, round(height * high))
-        return (height - h) // 2, (width - w) // 2, max(h, 1), max(w, 1)
+        return draw_plan(self, height, width, rng)
 
     def apply(
         self,
@@ -207,20 +249,7 @@ class ClipAugment:
         masks: np.ndarray | None = None,  # Ids, int `(t h w)`
     ) -> Tensor | tuple[Tensor, Tensor]:  # float32 `(t 3 H W)`, normalised [, int64 `(t H W)`]
         "Carry out a plan: bilinear with antialias for frames, nearest for masks."
-        clip, ids = _planes(frames, masks)
-        size = _pair(self.size)
-        clip = F.resized_crop(clip, *plan.box, list(size), InterpolationMode.BILINEAR, antialias=True)
-        clip = F.horizontal_flip(clip) if plan.flip else clip
-        x = clip.to(torch.float32, memory_format=torch.contiguous_format) / 255
-        for name, amount in plan.jitter:
-            x = turn_hue(x, amount) if name == "hue" else getattr(F, f"adjust_{name}")(x, amount)
-        x = F.rgb_to_grayscale(x, num_output_channels=3) if plan.grey else x
-        shrunk = math.sqrt(size[0] * size[1] / (plan.box[2] * plan.box[3]))
-        x = blur(x, plan.sigma * shrunk) if plan.sigma * shrunk > 0.1 else x
-        if ids is None:
-            return normalize(x)
-        ids = F.resized_crop(ids, *plan.box, list(size), InterpolationMode.NEAREST_EXACT)
-        return normalize(x), (F.horizontal_flip(ids) if plan.flip else ids).long()
+        return carry_out(plan, _pair(self.size), frames, masks)
 
     def __call__(
         self,
@@ -279,10 +308,48 @@ class EvalTransform:
         return x, F.resize(torch.as_tensor(masks), list(size), InterpolationMode.NEAREST_EXACT).long()
 
 # %% ../../nbs/data/04_clips.ipynb #4a319606
+class Keeper:
+    "Keeps decoded sources, as far as a budget of memory goes; what is kept does not travel to other processes."
+
+    sources: Sequence[Source]
+    cache_mb: float
+    cache: dict[int, np.ndarray]
+
+    def keep(self, number: int) -> np.ndarray | None:
+        "All frames of a source, where they fit into its share of the memory; else `None`."
+        if self.cache_mb and number not in self.cache:
+            source = self.sources[number]
+            height, width = source.size
+            if source.num_frames * height * width * 3 > self.cache_mb * 1e6 / len(self.sources):
+                return None
+            self.cache[number] = source.frames(np.arange(source.num_frames))
+        return self.cache.get(number)
+
+    def preload(self) -> int:
+        "Decode now what fits into the memory, so that forked workers share it; returns the number of sources kept."
+        for number in progress(range(len(self.sources)), "decoding", "clip"):
+            try:
+                self.keep(number)
+            except VideoError:
+                continue  # named when it is drawn
+        return len(self.cache)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"cache": {}}
+
+# %% ../../nbs/data/04_clips.ipynb #ca07b42f
 ATTEMPTS = 100  # after so many bad files in a row the data as a whole is at fault
 
 
-class ClipDataset(Dataset):
+def _candidates(count: int, seed: int, epoch: int, item: int) -> Iterator[int]:
+    "The source of an item, then the others in an order of their own."
+    first = item % count
+    yield first
+    order = np.random.default_rng([seed, epoch, item]).permutation(count)
+    yield from [int(i) for i in order if i != first][: ATTEMPTS - 1]
+
+# %% ../../nbs/data/04_clips.ipynb #c95b39b6
+class ClipDataset(Keeper, Dataset):
     """Clips from sources; item `(epoch, i)` is the same clip whoever makes it, and whenever.
 
     Raises `TimetError` without sources, and for settings that make no sense.
@@ -307,8 +374,7 @@ class ClipDataset(Dataset):
         clip_index(np.zeros(1), num_frames, delta_t=delta_t, sampling=sampling)  # complains early
         self.sources, self.transform, self.seed, self.repeats = sources, transform, seed, repeats
         self.num_frames, self.delta_t, self.sampling = num_frames, delta_t, sampling
-        self.cache_mb = cache_mb
-        self.cache: dict[int, np.ndarray] = {}
+        self.cache_mb, self.cache = cache_mb, {}
 
     def __len__(self) -> int:
         return len(self.sources) * self.repeats
@@ -323,7 +389,7 @@ class ClipDataset(Dataset):
         """
         epoch, item = key if isinstance(key, tuple) else (0, key)
         bad: list[tuple[str, str]] = []
-        for attempt, number in enumerate(self._candidates(epoch, item)):
+        for attempt, number in enumerate(_candidates(len(self.sources), self.seed, epoch, item)):
             rng = np.random.default_rng([self.seed, epoch, item, attempt])
             try:
                 return {"clip": self._make(number, rng), "index": number, "bad": bad}
@@ -333,42 +399,13 @@ class ClipDataset(Dataset):
             f"none of the {len(bad)} clips tried of {len(self.sources)} can be read; the first: {bad[0][1]}"
         )
 
-    def _candidates(self, epoch: int, item: int) -> Iterator[int]:
-        "The source of this item, then the others in an order of their own."
-        first = item % len(self.sources)
-        yield first
-        order = np.random.default_rng([self.seed, epoch, item]).permutation(len(self.sources))
-        yield from [int(i) for i in order if i != first][: ATTEMPTS - 1]
-
     def _make(self, number: int, rng: np.random.Generator) -> Tensor:
         source = self.sources[number]
         index = clip_index(source.starts, self.num_frames, delta_t=self.delta_t, sampling=self.sampling, rng=rng)
-        kept = self._keep(number)
+        kept = self.keep(number)
         frames = source.frames(index) if kept is None else kept[index]
         with one_thread():
             return self.transform(frames, rng=rng)
-
-    def _keep(self, number: int) -> np.ndarray | None:
-        "All frames of a source, where they fit into its share of the memory."
-        if self.cache_mb and number not in self.cache:
-            source = self.sources[number]
-            height, width = source.size
-            if source.num_frames * height * width * 3 > self.cache_mb * 1e6 / len(self.sources):
-                return None
-            self.cache[number] = source.frames(np.arange(source.num_frames))
-        return self.cache.get(number)
-
-    def preload(self) -> int:
-        "Decode now what fits into the memory, so that forked workers share it; returns the number of sources kept."
-        for number in progress(range(len(self.sources)), "decoding", "clip"):
-            try:
-                self._keep(number)
-            except VideoError:
-                continue  # named when it is drawn
-        return len(self.cache)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"cache": {}}
 
 # %% ../../nbs/data/04_clips.ipynb #9a3b880e
 class ClipLoader:
@@ -405,7 +442,7 @@ class _Guarded(Dataset):
         except TimetError as error:
             return error
 
-
+# %% ../../nbs/data/04_clips.ipynb #8edb51ab
 def _collate(items: list[dict[str, Any] | TimetError]) -> dict[str, Any] | TimetError:
     for item in items:
         if isinstance(item, TimetError):
@@ -418,50 +455,69 @@ def _collate(items: list[dict[str, Any] | TimetError]) -> dict[str, Any] | Timet
     }
 
 # %% ../../nbs/data/04_clips.ipynb #1f397901
+@dataclass(frozen=True)
+class Batches:
+    "How clips become batches, the same in every epoch."
+
+    batch_size: Count = 1  # Clips a rank and step
+    num_workers: Natural = 0  # Processes that make clips; 0 makes them here
+    rank: Natural = 0  # Of this process among those that train
+    world_size: Count = 1  # Processes that train
+    drop_last: bool = (
+        True  # Leave out what does not fill a batch; else the last batch is smaller, and equal on all ranks
+    )
+    shuffle: bool = True
+    pin_memory: bool = False  # For copies to a GPU that overlap with work
+
+    def check_together(self) -> None:
+        if self.rank >= self.world_size:
+            raise TimetError(f"{self.world_size} processes have ranks from 0; give a rank below that, got {self.rank}")
+
+# %% ../../nbs/data/04_clips.ipynb #17ad1399
+def epoch_steps(
+    count: int,  # Items of the data set
+    batches: Batches,
+    seed: Sequence[int],  # Of the order: the seed of the data and the epoch
+) -> list[np.ndarray]:  # For every step the items of this rank
+    """Which items are in which batch.
+
+    Raises `TimetError` where not even one batch can be filled.
+    """
+    whole, world = batches.batch_size * batches.world_size, batches.world_size
+    order = np.random.default_rng(seed).permutation(count) if batches.shuffle else np.arange(count)
+    if batches.drop_last and count < whole:
+        raise TimetError(
+            f"a batch of {whole} clips cannot be filled from {count}; take a smaller batch, more repeats, or drop_last=False"
+        )
+    order = order[: count // whole * whole] if batches.drop_last else np.resize(order, count + -count % world)
+    parts = [order[i : i + whole] for i in range(0, len(order), whole)]
+    return [part[batches.rank * len(part) // world :][: len(part) // world] for part in parts]
+
+# %% ../../nbs/data/04_clips.ipynb #f9fa6738
 def make_loader(
     dataset: ClipDataset,
+    batches: Batches = Batches(),
     *,
-    batch_size: int,  # Clips a rank and step
     epoch: int = 0,  # From 0; decides the order and, with the seed, all that is drawn
     start_step: int = 0,  # Steps of this epoch that are done already
-    num_workers: int = 0,  # Processes that make clips; 0 makes them here
-    rank: int = 0,
-    world_size: int = 1,  # Processes that train
-    drop_last: bool = True,  # Leave out what does not fill a batch; else the last batch is smaller, and equal on all ranks
-    shuffle: bool = True,
-    pin_memory: bool = False,  # For copies to a GPU that overlap with work
+    **changes: Any,  # Fields of `Batches` by name: `batch_size=32`
 ) -> ClipLoader:  # Its length is the number of steps left
     """Batches of one epoch that depend on (seed, epoch, step, rank) and on nothing else.
 
     Raises `TimetError` for settings that make no sense, and where not even one batch can be filled.
     """
-    if batch_size < 1 or num_workers < 0 or epoch < 0 or not 0 <= rank < world_size:
-        raise TimetError(
-            f"batch_size must be at least 1, num_workers and epoch 0, rank below world_size, got {batch_size}, "
-            f"{num_workers}, {epoch}, {rank} of {world_size}"
-        )
-    count, whole = len(dataset), batch_size * world_size
-    order = np.random.default_rng([dataset.seed, epoch]).permutation(count) if shuffle else np.arange(count)
-    if drop_last and count < whole:
-        raise TimetError(
-            f"a batch of {whole} clips cannot be filled from {count}; take a smaller batch, more repeats, or drop_last=False"
-        )
-    # every rank gets as many clips: the rest is dropped, or filled up from the front
-    order = order[: count // whole * whole] if drop_last else np.resize(order, count + -count % world_size)
-    steps = [part[rank * len(part) // world_size :][: len(part) // world_size] for part in _chunks(order, whole)]
+    batches = adjust(batches, changes)
+    if epoch < 0:
+        raise TimetError(f"epochs are counted from 0, got {epoch}")
+    steps = epoch_steps(len(dataset), batches, [dataset.seed, epoch])
     if not 0 <= start_step <= len(steps):
         raise TimetError(f"start_step must lie in 0 to {len(steps)}, the steps of an epoch, got {start_step}")
-    keys = [[(epoch, int(i)) for i in step] for step in steps[start_step:]]
     loader = DataLoader(
         _Guarded(dataset),
-        batch_sampler=keys,
-        num_workers=num_workers,
+        batch_sampler=[[(epoch, int(i)) for i in step] for step in steps[start_step:]],
+        num_workers=batches.num_workers,
         collate_fn=_collate,
-        pin_memory=pin_memory,
-        generator=torch.Generator().manual_seed(0),  # else each loader would move the global generator on
+        pin_memory=batches.pin_memory,
+        generator=torch.Generator().manual_seed(0),
     )
     return ClipLoader(loader)
-
-
-def _chunks(x: np.ndarray, size: int) -> list[np.ndarray]:
-    return [x[i : i + size] for i in range(0, len(x), size)]

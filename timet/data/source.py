@@ -4,24 +4,23 @@
 
 # %% auto #0
 __all__ = ['IGNORE', 'MASKS', 'IMAGES', 'VIDEOS', 'DEFAULT_FPS', 'read_image', 'read_mask', 'to_classes', 'natural_key',
-           'list_files', 'Source', 'VideoSource', 'FolderSource', 'check_source']
+           'list_files', 'white_is_object', 'Masked', 'Source', 'VideoSource', 'FolderSource', 'frames_in_order']
 
 # %% ../../nbs/data/01_source.ipynb #8e74580e
-import io
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
 
 from ..core import TimetError
-from .video import VideoError, VideoInfo, check_file, open_video, read_frames, scan
+from .video import VideoError, VideoInfo, check_file, film_frames, read_frames, scan
 
 # %% ../../nbs/data/01_source.ipynb #0029f2d0
 @contextmanager
@@ -38,7 +37,7 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         reason = "no picture of a known kind" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise VideoError(f"{path} cannot be read as a picture ({reason}); fetch it again or leave it out") from None
 
-
+# %% ../../nbs/data/01_source.ipynb #6f7e4bdf
 def _pixels(path: str | Path) -> np.ndarray:
     "The RGB pixels of a picture; not to be written to."
     with _opened(path) as picture:
@@ -100,7 +99,7 @@ def natural_key(name: str) -> tuple:
     parts = re.split("([0-9]+)", name.lower())
     return tuple(int(p) if i % 2 else p for i, p in enumerate(parts)), name
 
-
+# %% ../../nbs/data/01_source.ipynb #0fec5f8e
 def list_files(
     folder: str | Path,  # Where to look
     kinds: set[str],  # Endings, small letters: `IMAGES`
@@ -116,48 +115,53 @@ def list_files(
         raise VideoError(f"cannot look into {folder}: {(error.strerror or str(error)).lower()}") from None
     return sorted(names, key=natural_key)
 
-
+# %% ../../nbs/data/01_source.ipynb #039b4afd
 def _number(name: str) -> int | None:
     "The last number in a file's name: 140 in `P01_01_frame_0000000140.jpg`."
     found = re.findall("[0-9]+", Path(name).stem)
     return int(found[-1][-18:]) if found else None
 
-# %% ../../nbs/data/01_source.ipynb #f6dc706b
-@dataclass(eq=False)
-class Source:
-    "One sequence that clips are cut from; opens files only inside `frames`, `masks` and `instances`."
+# %% ../../nbs/data/01_source.ipynb #4cbe448e
+def white_is_object(
+    files: Iterable[str | Path],  # Masks of one set, in any order
+    most: int = 1,  # How many that are not empty to look at
+) -> bool:  # Grey masks of 0 and 255, as in DAVIS-2016
+    'Does 255 mean the object in these masks, and not "ignore"?'
+    seen = 0
+    for file in files:
+        values = set(np.unique(read_mask(file)).tolist()) - {0}
+        with _opened(file) as picture:
+            if values and (values != {IGNORE} or picture.mode == "P"):
+                return False
+        seen += bool(values)
+        if seen == most:
+            break
+    return seen > 0
 
-    name: str  # Short and unique among the sources found together
-    path: str  # The video file, or the folder of frames
-    mask_folder: str | None = None  # Where its masks lie
-    objects: dict[int, int] | None = None  # Object id -> class id; `None`: the masks' ids are used as they are
-    rate: float | None = None  # Frame folders: frames a second, as the user says
-    numbering: float | None = None  # Frame folders: counts a second of the numbers in the file names
+# %% ../../nbs/data/01_source.ipynb #246ff51c
+def _stack_masks(files: dict[int, str], wanted: list[int], name: str, white: bool) -> np.ndarray:
+    "The masks of some frames in one block `(m h w)`, 255 where there is none."
+    read = {i: read_mask(files[i]) for i in set(wanted) & files.keys()}
+    shapes = {mask.shape for mask in read.values()} or {read_mask(next(iter(files.values()))).shape}
+    if len(shapes) > 1:
+        raise VideoError(f"the masks of {name} differ in size, {sorted(shapes)}; make them one size")
+    out = np.full((len(wanted), *shapes.pop()), IGNORE, dtype=np.int64)
+    for row, i in enumerate(wanted):
+        if i in read:
+            out[row] = np.where(read[i] == IGNORE, 1, read[i]) if white else read[i]
+    return out
 
-    @property
-    def starts(self) -> np.ndarray:  # The second at which each frame appears, from 0 `(t,)` float64
-        raise NotImplementedError
+# %% ../../nbs/data/01_source.ipynb #00f13eea
+class Masked:
+    "What masks a sequence has; its frames are the subclass's business."
 
-    @property
-    def fps(self) -> float:  # Average rate, frames a second
-        raise NotImplementedError
-
-    @property
-    def size(self) -> tuple[int, int]:  # Height and width of a frame, pixels
-        raise NotImplementedError
-
-    def frames(
-        self,
-        index: int | Sequence[int] | np.ndarray,  # Frame numbers `(m,)`, any order, repeats allowed
-    ) -> np.ndarray:  # RGB at native size, uint8 `(m h w 3)`
-        raise NotImplementedError
+    name: str
+    path: str
+    mask_folder: str | None
+    objects: dict[int, int] | None
 
     def _frame_of(self, mask: str) -> int | None:  # Number of the frame that a mask file belongs to
         raise NotImplementedError
-
-    @property
-    def num_frames(self) -> int:
-        return len(self.starts)
 
     @cached_property
     def mask_files(self) -> dict[int, str]:  # Frame number -> mask file, for the frames that have one
@@ -182,13 +186,8 @@ class Source:
         return bool(self.mask_files)
 
     @cached_property
-    def white_is_object(self) -> bool:  # Grey masks of 0 and 255, as in DAVIS-2016
-        for file in self.mask_files.values():
-            values = set(np.unique(read_mask(file)).tolist()) - {0}
-            if values:
-                with _opened(file) as picture:
-                    return values == {IGNORE} and picture.mode != "P"
-        return False
+    def white_is_object(self) -> bool:  # Grey masks of 0 and 255
+        return white_is_object(self.mask_files.values())
 
     def instances(
         self,
@@ -198,29 +197,47 @@ class Source:
 
         Raises `VideoError` where the sequence has no masks or one cannot be read.
         """
-        wanted = self._checked(index)
         if not self.has_masks:
             raise VideoError(f"{self.name} has no masks; give data with masks, or a score that needs none")
-        read = {i: read_mask(self.mask_files[i]) for i in set(wanted.tolist()) & self.mask_files.keys()}
-        shapes = {mask.shape for mask in read.values()} or {read_mask(next(iter(self.mask_files.values()))).shape}
-        if len(shapes) > 1:
-            raise VideoError(f"the masks of {self.name} differ in size, {sorted(shapes)}; make them one size")
-        out = np.full((len(wanted), *shapes.pop()), IGNORE, dtype=np.int64)
-        for row, i in enumerate(wanted.tolist()):
-            if i in read:
-                out[row] = np.where(read[i] == IGNORE, 1, read[i]) if self.white_is_object else read[i]
-        return out
+        return _stack_masks(self.mask_files, self._checked(index).tolist(), self.name, self.white_is_object)
 
     def masks(
         self,
         index: int | Sequence[int] | np.ndarray,  # Frame numbers `(m,)`
     ) -> np.ndarray:  # Class ids, int64 `(m h w)`; 0 background, 255 unknown or without a mask
-        """Class ids of some frames; without a `meta.json` these are the object ids.
-
-        Raises `VideoError` where the sequence has no masks or one cannot be read.
-        """
+        "Class ids of some frames, as `instances`; without a `meta.json` these are the object ids."
         found = self.instances(index)
         return found if self.objects is None else to_classes(found, self.objects)
+
+# %% ../../nbs/data/01_source.ipynb #f6dc706b
+@dataclass(eq=False)
+class Source(Masked):
+    "One sequence that clips are cut from; opens files only inside `frames`, `masks` and `instances`."
+
+    name: str  # Short and unique among the sources found together
+    path: str  # The video file, or the folder of frames
+    mask_folder: str | None = None  # Where its masks lie
+    objects: dict[int, int] | None = None  # Object id -> class id; `None`: the masks' ids are used as they are
+    rate: float | None = None  # Frame folders: frames a second, as the user says
+    numbering: float | None = None  # Frame folders: counts a second of the numbers in the file names
+
+    starts: ClassVar[np.ndarray]  # The second at which each frame appears, from 0 `(t,)` float64
+    fps: ClassVar[float]  # Average rate, frames a second
+    size: ClassVar[tuple[int, int]]  # Height and width of a frame, pixels
+
+    def frames(
+        self,
+        index: int | Sequence[int] | np.ndarray,  # Frame numbers `(m,)`, any order, repeats allowed
+    ) -> np.ndarray:  # RGB at native size, uint8 `(m h w 3)`
+        raise NotImplementedError
+
+    @property
+    def num_frames(self) -> int:
+        return len(self.starts)
+
+    def file_of(self, index: int) -> str:
+        "The file that holds a frame."
+        return self.path
 
     def _checked(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
         wanted = np.atleast_1d(np.asarray(index))
@@ -260,10 +277,10 @@ class VideoSource(Source):
     def _frame_of(self, mask: str) -> int | None:
         return _number(mask)
 
-# %% ../../nbs/data/01_source.ipynb #ed34cc4d
+# %% ../../nbs/data/01_source.ipynb #1550f442
 DEFAULT_FPS = 24.0  # frames a second of a folder about which nothing is known
 
-# %% ../../nbs/data/01_source.ipynb #1550f442
+
 class FolderSource(Source):
     "A folder of frames in natural order, with masks of the same names in another folder."
 
@@ -273,6 +290,9 @@ class FolderSource(Source):
         if not names:
             raise VideoError(f"{self.path} holds no frames any more; look at the folder again")
         return names
+
+    def file_of(self, index: int) -> str:
+        return str(Path(self.path) / self.files[index])
 
     @cached_property
     def _counts(self) -> np.ndarray:
@@ -294,14 +314,14 @@ class FolderSource(Source):
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        return _pixels(Path(self.path) / self.files[0]).shape[:2]
+        return _pixels(self.file_of(0)).shape[:2]
 
     def frames(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
         wanted = self._checked(index).tolist()
         # one block, filled in place: a second copy of every frame would cost as much as decoding it
         out: np.ndarray | None = None
         for row, i in enumerate(wanted):
-            pixels = out[wanted.index(i)] if i in wanted[:row] else _pixels(Path(self.path) / self.files[i])
+            pixels = out[wanted.index(i)] if i in wanted[:row] else _pixels(self.file_of(i))
             out = np.empty((len(wanted), *pixels.shape), dtype=np.uint8) if out is None else out
             if pixels.shape != out.shape[1:]:
                 sizes = sorted({pixels.shape[:2], out.shape[1:3]})
@@ -316,83 +336,21 @@ class FolderSource(Source):
     def _frame_of(self, mask: str) -> int | None:
         return self._by_stem.get(Path(mask).stem)
 
-# %% ../../nbs/data/01_source.ipynb #4be206c7
-def _check_video(path: str) -> tuple[int, list[str]]:
-    "Frames decoded, and what is wrong with a video."
-    import av
+# %% ../../nbs/data/01_source.ipynb #b41f1bf3
+def frames_in_order(
+    source: Source,  # A video file or a folder of frames
+    start: int = 0,  # Number of the first frame wanted
+    stop: int | None = None,  # Number after the last one; `None` goes to the end
+    lost: list[int] | None = None,  # Receives the numbers of damaged frames, for which the one before stands in
+) -> Iterator[tuple[int, np.ndarray]]:  # Number, and RGB at native size, upright, uint8 `(h w 3)`
+    """Read a sequence once, frame after frame, in the memory of one frame.
 
-    info = scan(path)
-    seen: set[int] = set()
-    patched: set[int] = set()
-    with open_video(info.path) as film:
-        stream = film.streams[info.stream]
-        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-        packets = film.demux(stream)
-        while True:
-            try:
-                packet = next(packets, None)
-                if packet is None:
-                    break
-                for frame in packet.decode():
-                    (patched if frame.is_corrupt else seen).add(frame.pts)
-            except av.FFmpegError:
-                continue
-    bad = [i for i, pts in enumerate(info.pts.tolist()) if pts not in seen or pts in patched]
-    if not bad:
-        return len(seen), []
-    return len(seen | patched), [
-        f"{path}: {len(bad)} of {len(info.pts)} frames are damaged or lost, first frame {bad[0]} at {info.starts[bad[0]]:.2f} s"
-    ]
-
-# %% ../../nbs/data/01_source.ipynb #6912df6a
-def _check_picture(path: Path) -> tuple[int, int]:
-    "Height and width of a frame that decodes without a remark."
-    import av
-
-    if path.suffix.lower() in (".jpg", ".jpeg"):
-        check_file(path, "a picture")
-        try:
-            with av.open(io.BytesIO(path.read_bytes()), format="jpeg_pipe") as picture:
-                picture.streams.video[0].codec_context.options = {"err_detect": "explode"}
-                for _ in picture.decode(video=0):
-                    pass
-        except (av.FFmpegError, IndexError):
-            with _opened(path):  # where Pillow knows the reason, it says it
-                pass
-            raise VideoError(f"{path} is damaged: some of its codes make no sense; fetch it again") from None
-    return _pixels(path).shape[:2]
-
-# %% ../../nbs/data/01_source.ipynb #330be426
-def check_source(
-    source: Source,  # A sequence with or without masks
-) -> tuple[int, int, list[str]]:  # Frames read, masks read, and one sentence for each thing that is wrong
-    "Read every frame and every mask of a sequence."
-    frames = masks = 0
-    wrong: list[str] = []
-
-    def attempt(read: Callable[..., Any], *args: Any) -> Any:
-        try:
-            return read(*args)
-        except TimetError as error:
-            wrong.append(str(error))
-            return None
-
+    Raises `TimetError` for numbers outside the sequence, `VideoError` where nothing can be decoded.
+    """
+    count = source.num_frames
+    stop = count if stop is None else stop
+    if not 0 <= start < stop <= count:
+        raise TimetError(f"frames of {source.name} are numbered 0 to {count - 1}, got {start} to {stop - 1}")
     if isinstance(source, VideoSource):
-        count, more = attempt(_check_video, source.path) or (0, [])
-        frames, wrong = frames + count, wrong + more
-        sizes = {(scan(source.path).height, scan(source.path).width)} if count else set()
-    else:
-        read = [attempt(_check_picture, Path(source.path) / name) for name in attempt(lambda: source.files) or []]
-        sizes = {size for size in read if size}
-        frames = len(read) - read.count(None)
-        if len(sizes) > 1:
-            wrong.append(f"{source.path}: its frames differ in size, {sorted(sizes)}")
-    files = attempt(lambda: source.mask_files) or {}
-    for number, file in files.items():
-        mask = attempt(read_mask, file)
-        masks += mask is not None
-        if mask is not None and len(sizes) == 1 and mask.shape not in sizes:
-            wrong.append(f"{file}: the mask is {mask.shape}, its frame {next(iter(sizes))}")
-        if isinstance(source, VideoSource) and frames and number >= source.num_frames:
-            wrong.append(f"{file}: the mask belongs to frame {number}, the last frame is {source.num_frames - 1}")
-    return frames, masks, wrong
+        return film_frames(source.info, start, stop, [] if lost is None else lost)
+    return ((i, source.frames(i)[0]) for i in range(start, stop))

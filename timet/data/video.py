@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['EXACT_IN', 'ScanKey', 'MOST_FRAMES', 'SLACK', 'VideoError', 'check_file', 'VideoInfo', 'open_video', 'scan',
-           'remember_scans', 'take_fresh_scans', 'frame_at', 'load_decord', 'read_with_decord', 'read_with_pyav',
-           'read_frames']
+           'remember_scans', 'take_fresh_scans', 'frame_at', 'load_decord', 'read_with_decord', 'decode', 'upright',
+           'read_with_pyav', 'read_frames', 'film_frames']
 
 # %% ../../nbs/data/00_video.ipynb #69d9bb57
 import os
 import stat
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -76,7 +76,7 @@ def open_video(path: str) -> Any:
 
     return av.open(path, options={"fflags": "+genpts"}, metadata_errors="ignore")
 
-
+# %% ../../nbs/data/00_video.ipynb #bf22d376
 def scan(
     path: str | Path,  # A video file of any kind FFmpeg knows
 ) -> VideoInfo:
@@ -110,7 +110,7 @@ class _Memory(dict):
         while self.frames > MOST_FRAMES and len(self) > 1:
             self.frames -= len(self.pop(next(iter(self))).pts)
 
-
+# %% ../../nbs/data/00_video.ipynb #fe1e64b5
 _scans, _fresh = _Memory(), _Memory()
 
 
@@ -145,7 +145,7 @@ class _Packets:
     rows: list[tuple[int | None, bool, bool, int]]  # pts, keyframe, hidden by an edit list, duration
     first: Any | None = None  # the first frame
 
-
+# %% ../../nbs/data/00_video.ipynb #ca058629
 def _collect_packets(path: str) -> _Packets:
     import av
 
@@ -198,7 +198,7 @@ def _constant(x: np.ndarray) -> np.ndarray:
     x.flags.writeable = False
     return x
 
-
+# %% ../../nbs/data/00_video.ipynb #b120788e
 def _scan(path: str) -> VideoInfo:
     import av
 
@@ -272,7 +272,7 @@ def load_decord() -> ModuleType | None:  # The module `decord`, or `None` where 
         decord.logging.set_level(decord.logging.QUIET)
         return decord
 
-
+# %% ../../nbs/data/00_video.ipynb #b13be0f3
 def read_with_decord(
     info: VideoInfo,  # From `scan`
     index: np.ndarray,  # Frame indices, rising `(m,)`
@@ -291,6 +291,51 @@ def read_with_decord(
         return reader.get_batch(index.tolist()).asnumpy()
     except (decord.DECORDError, RuntimeError):
         return None
+
+# %% ../../nbs/data/00_video.ipynb #299bb0c3
+def decode(
+    info: VideoInfo,  # From `scan`
+    key: int | None = None,  # Timestamp of the keyframe to begin at; `None`: the beginning
+    skip: bool = False,  # Pass over what cannot be decoded
+) -> Iterator[Any]:  # PyAV's frames, as stored, in the order in which they are shown
+    "The frames of a film from a keyframe on, decoded in one thread."
+    import av
+
+    with open_video(info.path) as film:
+        stream = film.streams[info.stream]
+        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
+        if key is not None:
+            film.seek(key, stream=stream, backward=True)
+        packets = film.demux(stream)
+        while True:
+            try:
+                packet = next(packets, None)
+                if packet is None:
+                    return
+                yield from (frame for frame in packet.decode() if frame.pts is not None)
+            except av.FFmpegError:
+                if not skip:
+                    raise
+
+# %% ../../nbs/data/00_video.ipynb #bb0f6659
+def upright(
+    frame: Any,  # From `decode`
+    info: VideoInfo,  # Of its film
+) -> np.ndarray:  # RGB as shown, uint8 `(h w 3)`
+    "The pixels of a frame, turned as the film is."
+    shown = info.width, info.height
+    stored = shown if frame.rotation % 180 == 0 else shown[::-1]
+    pixels = frame.reformat(*stored, format="rgb24", interpolation="BICUBIC").to_ndarray()
+    return np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
+
+# %% ../../nbs/data/00_video.ipynb #bf3f2651
+def _collect(info: VideoInfo, missing: set[int], key: int | None, found: dict[int, np.ndarray]) -> None:
+    "Decode from a keyframe until the last of the missing timestamps has passed."
+    for frame in decode(info, key):
+        if frame.pts in missing and not frame.is_corrupt:
+            found[frame.pts] = upright(frame, info)
+        if frame.pts >= max(missing):
+            return
 
 # %% ../../nbs/data/00_video.ipynb #6cbd7ca5
 def read_with_pyav(
@@ -327,21 +372,6 @@ def read_with_pyav(
         )
     return np.stack([found[p] for p in wanted.tolist()])
 
-# %% ../../nbs/data/00_video.ipynb #bf3f2651
-def _collect(info: VideoInfo, missing: set[int], key: int | None, found: dict[int, np.ndarray]) -> None:
-    "Decode from a keyframe until the last of the missing timestamps has passed."
-    with open_video(info.path) as film:
-        stream = film.streams[info.stream]
-        stream.thread_type, stream.codec_context.thread_count = "NONE", 1
-        if key is not None:
-            film.seek(key, stream=stream, backward=True)
-        for frame in film.decode(stream):
-            if frame.pts in missing and not frame.is_corrupt:
-                pixels = frame.reformat(format="rgb24", interpolation="BICUBIC").to_ndarray()
-                found[frame.pts] = np.ascontiguousarray(np.rot90(pixels, frame.rotation // 90))
-            if frame.pts is not None and frame.pts >= max(missing):
-                return
-
 # %% ../../nbs/data/00_video.ipynb #207f8f05
 def read_frames(
     path: str | Path,  # A video file
@@ -370,3 +400,42 @@ def read_frames(
     if frames is None:
         frames = read_with_pyav(info, unique)
     return frames if len(unique) == len(chosen) and (unique == chosen).all() else frames[where]
+
+# %% ../../nbs/data/00_video.ipynb #54cbcd51
+def film_frames(
+    info: VideoInfo,  # From `scan`
+    start: int,  # Number of the first frame wanted
+    stop: int,  # Number after the last one
+    lost: list[int],  # Receives the numbers of damaged frames, for which the one before stands in
+) -> Iterator[tuple[int, np.ndarray]]:  # Number, and RGB as shown, uint8 `(h w 3)`
+    """Read a film once, frame after frame, in the memory of one frame.
+
+    Raises `VideoError` where nothing can be decoded.
+    """
+    first = int(info.pts[start])
+    group = int(np.searchsorted(info.keys, first, side="right")) - (2 if info.open_gop else 1)
+    key = int(info.keys[group]) if group > 0 else None
+    frames = decode(info, key, skip=True)
+    frame = next(frames, None)
+    if key is not None and (frame is None or frame.pts > first):  # the file's index leads too far
+        frames = decode(info, skip=True)
+        frame = next(frames, None)
+    at, shown = start, None
+    while frame is not None and at < stop:
+        number = int(np.searchsorted(info.pts, frame.pts))
+        if number < len(info.pts) and info.pts[number] == frame.pts and number >= at:
+            pixels = upright(frame, info)
+            for missing in range(at, min(number, stop)):
+                lost.append(missing)
+                yield missing, pixels if shown is None else shown
+            if number < stop:
+                if frame.is_corrupt:
+                    lost.append(number)
+                yield number, pixels
+            at, shown = number + 1, pixels
+        frame = next(frames, None)
+    if shown is None:
+        raise VideoError(f"{info.path} is damaged: no frame from number {start} on can be decoded; fetch it again")
+    for missing in range(at, stop):
+        lost.append(missing)
+        yield missing, shown

@@ -14,11 +14,12 @@ from typing import Any, Literal
 
 import numpy as np
 
+from ..backbone import open_backbone
 from ..core import TimetError, check_shape
 from .attention import WithAttention, attention_masks
 from .clustering import Score
 from .kmeans import confusion, kmeans, match_hungarian, miou, standardize_pca
-from .options import ImagesConfig, category_ids, labelled_images, open_backbone, score_row, stored_tokens
+from .options import ImagesConfig, category_ids, labelled_images, score_row, stored_tokens
 from .tokens import ImageTokens, as_float, resize_labels
 from ..run.command import parse, run_command
 from ..run.processes import this_shard

@@ -41,7 +41,7 @@ HARMLESS: list[Any] = [  # a pair is what stands in, and the name that the file 
       for name in ("callbacks.model_checkpoint.ModelCheckpoint", "utilities.parsing.AttributeDict")],
 ]  # fmt: skip
 
-
+# %% ../../nbs/model/00_weights.ipynb #ec2619dd
 def read_checkpoint(
     path: str | Path,  # `.safetensors`, or anything that `torch.save` wrote
 ) -> Mapping[str, Any]:  # The file's top level, on the CPU
@@ -81,7 +81,7 @@ class Layout:
     others: tuple[str, ...] = ()  # Parts of the dict that are not the network
     attention_heads: Mapping[int, int] = field(default_factory=dict)  # Width -> heads, where they are unusual
 
-
+# %% ../../nbs/model/00_weights.ipynb #db9961dc
 _DINO = ("head.", "fc.", "masked_embed")
 _SWAV = ("projection_head.", "prototypes.", "head.", "fc.")
 LAYOUTS = (
@@ -113,7 +113,7 @@ LAYOUTS = (
 _FIRST_LAYERS = ("patch_embed.proj.weight", "conv1.weight", "conv1.0.weight")
 _RENAMED = (("register_tokens", "reg_token"), (".mlp.w12.", ".mlp.fc1."), (".mlp.w3.", ".mlp.fc2."))  # DINOv2 -> timm
 
-
+# %% ../../nbs/model/00_weights.ipynb #f0b3c0ba
 def select_weights(
     checkpoint: Mapping[str, Any],  # What `read_checkpoint` gave
     file: str = "the checkpoint",  # What messages call it
@@ -167,7 +167,7 @@ def describe(
     width = next((v.shape[1] for k, v in state.items() if re.fullmatch(r"layer4\.1\.conv1\.weight", k)), "unknown")
     return f"a ResNet with {' + '.join(map(str, stages))} blocks and width {width}"
 
-
+# %% ../../nbs/model/00_weights.ipynb #1b3bd0a0
 def load_weights(
     model: nn.Module,  # A `Backbone`, or a ViT or ResNet of timm without head; changed in place
     path: str | Path,  # Any file that `LAYOUTS` knows
@@ -200,7 +200,7 @@ def load_weights(
     net.load_state_dict(state, strict=False)
     return layout.name
 
-
+# %% ../../nbs/model/00_weights.ipynb #9bda285d
 def _fit_positions(state: dict[str, Tensor], net: nn.Module, file: str) -> None:
     "Resample the position vectors of a square grid where the network has another grid."
     have, want = state.get("pos_embed"), getattr(net, "pos_embed", None)

@@ -14,9 +14,8 @@ from pathlib import Path
 
 from timm.models import get_pretrained_cfg
 
-from ..backbone import Backbone, create_backbone, load_backbone
+from ..backbone import Backbone, create_backbone, load_backbone, open_backbone
 from ..core import TimetError, samples_dir, seed_everything
-from ..eval.options import open_backbone
 
 # %% ../../nbs/paper/02_networks.ipynb #554907b1
 @dataclass(frozen=True)

@@ -1,0 +1,172 @@
+"""Sequences: pictures and masks as they are stored, folders of frames, and their clocks."""
+
+import pickle
+
+import numpy as np
+import pytest
+from PIL import Image
+from trees import SIZE, frames, ids, masks, picture
+
+from timet.core import TimetError
+from timet.data.find import find_sources
+from timet.data.source import FolderSource, natural_key, read_image, read_mask, to_classes
+from timet.data.video import VideoError
+
+# pictures and masks
+
+
+def test_images_are_read_as_pillow_reads_them(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)
+    for name, mode in (
+        ("a.jpg", "RGB"),
+        ("b.png", "RGB"),
+        ("c.png", "L"),
+        ("d.png", "RGBA"),
+        ("e.jpg", "CMYK"),
+        ("f.webp", "RGB"),
+    ):
+        Image.fromarray(pixels).convert(mode).save(tmp_path / name)
+        expected = np.asarray(Image.open(tmp_path / name).convert("RGB"))
+        np.testing.assert_array_equal(read_image(tmp_path / name), expected)
+
+
+def test_masks_are_integers(tmp_path):
+    values = ids([0, 1, 2, 7, 255])
+    masks(tmp_path, [0], [0, 1, 2, 7, 255])
+    masks(tmp_path, [1], [0, 1, 2, 7, 255], mode="L")
+    np.testing.assert_array_equal(read_mask(tmp_path / "00000.png"), values)
+    np.testing.assert_array_equal(read_mask(tmp_path / "00001.png"), values)
+    Image.fromarray((ids([0, 300, 70]) * 100).astype(np.uint16)).save(tmp_path / "deep.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "deep.png"), ids([0, 300, 70]) * 100)
+    Image.fromarray(ids([0, 1]).astype(bool)).save(tmp_path / "one.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "one.png"), ids([0, 1]))
+    Image.fromarray(np.repeat(values[..., None], 3, -1).astype(np.uint8)).save(tmp_path / "grey.png")
+    np.testing.assert_array_equal(read_mask(tmp_path / "grey.png"), values)
+    assert read_mask(tmp_path / "one.png").dtype == np.int64
+
+
+@pytest.mark.parametrize("name, words", [("colour.png", "coloured"), ("mask.jpg", "is a JPEG"), ("cut.png", "cannot be read"), ("text.png", "no picture"), ("empty.png", "is empty"), ("none.png", "no such file")])  # fmt: skip
+def test_wrong_masks(tmp_path, name, words):
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (*SIZE, 3), dtype=np.uint8)).save(tmp_path / "colour.png")
+    Image.fromarray(ids([0, 1]).astype(np.uint8)).save(tmp_path / "mask.jpg")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "colour.png").read_bytes()[:600])
+    (tmp_path / "text.png").write_text("hello")
+    (tmp_path / "empty.png").touch()
+    with pytest.raises(VideoError, match=words):
+        read_mask(tmp_path / name)
+
+
+def test_to_classes_is_a_table():
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        instances = rng.choice([0, 1, 2, 3, 4, 300, 255], size=(5, 6))
+        objects = dict(zip([1, 2, 3, 300], rng.permutation(4) + 1))
+        expected = np.empty_like(instances)
+        for at in np.ndindex(instances.shape):  # pixel by pixel
+            i = int(instances[at])
+            expected[at] = 0 if i == 0 else objects.get(i, 255)
+        np.testing.assert_array_equal(to_classes(instances, objects), expected)
+
+
+def test_natural_order():
+    names = [f"img_{i}.jpg" for i in range(1, 12)]
+    assert sorted(np.random.default_rng(0).permutation(names).tolist(), key=natural_key) == names
+    assert sorted(["b1", "a10", "a9", "10", "9"], key=natural_key) == ["9", "10", "a9", "a10", "b1"]
+
+
+# folders of frames
+
+
+def test_frames_in_natural_order_past_hidden_and_foreign_files(tmp_path):
+    folder = frames(tmp_path / "clip", range(1, 12), "img_{}.png")
+    for name in (".hidden.png", "._img_1.png", "Thumbs.db", "notes.txt", ".DS_Store", "@eaDir"):
+        (folder / name).touch()
+    source = find_sources(folder)[0]
+    assert source.files == [f"img_{i}.png" for i in range(1, 12)]
+    np.testing.assert_array_equal(source.frames([9, 0, 9]), np.stack([picture(10), picture(1), picture(10)]))
+    assert source.size == SIZE and source.fps == 24 and source.num_frames == 11
+
+
+@pytest.mark.parametrize(
+    "numbers, kwargs, starts",
+    [
+        ([0, 5, 10, 20], dict(numbering=30.0), [0, 5 / 30, 10 / 30, 20 / 30]),
+        ([3, 4, 5], dict(numbering=24.0), [0, 1 / 24, 2 / 24]),
+        ([0, 5, 10, 20], dict(rate=6.0), [0, 1 / 6, 2 / 6, 4 / 6]),
+        ([7], dict(), [0]),
+        ([0, 10, 20], dict(), [0, 1 / 24, 2 / 24]),
+    ],
+)
+def test_starts_come_from_the_numbers_in_the_names(tmp_path, numbers, kwargs, starts):
+    source = FolderSource("a", str(frames(tmp_path / "a", numbers)), **kwargs)
+    np.testing.assert_allclose(source.starts, starts, atol=1e-12)
+
+
+def test_names_without_usable_numbers_are_counted(tmp_path):
+    for folder, names in (
+        ("words", ["a", "b", "c"]),
+        ("twice", ["left_1", "right_1", "z_0"]),
+        ("long", ["9" * 30 + "1", "9" * 30 + "2", "x"]),
+    ):
+        (tmp_path / folder).mkdir()
+        for name in names:
+            Image.fromarray(picture(1)).save(tmp_path / folder / f"{name}.png")
+        np.testing.assert_allclose(FolderSource("a", str(tmp_path / folder)).starts, np.arange(3) / 24)
+
+
+def test_sparse_masks_go_by_name(tmp_path):
+    frames(tmp_path / "f", [0, 5, 10, 15])
+    masks(tmp_path / "m", [10], [0, 3])
+    source = FolderSource("a", str(tmp_path / "f"), mask_folder=str(tmp_path / "m"), objects={3: 2})
+    assert source.has_masks and source.annotated.tolist() == [2]
+    found = source.masks([0, 2, 3])
+    assert found.dtype == np.int64 and found.shape == (3, *SIZE)
+    assert (found[[0, 2]] == 255).all()
+    np.testing.assert_array_equal(found[1], ids([0, 2]))
+    np.testing.assert_array_equal(source.instances([2])[0], ids([0, 3]))
+    assert (source.masks([1]) == 255).all()
+
+
+def test_white_means_object_in_grey_masks_only(tmp_path):
+    frames(tmp_path / "f", range(3))
+    make = lambda name, **k: FolderSource("a", str(tmp_path / "f"), mask_folder=str(masks(tmp_path / name, **k)))  # noqa: E731
+    assert set(np.unique(make("white", numbers=range(3), values=[0, 255], mode="L").instances([0, 1]))) == {0, 1}
+    assert set(np.unique(make("void", numbers=range(3), values=[0, 1, 255], mode="L").instances([0]))) == {0, 1, 255}
+    assert set(np.unique(make("palette", numbers=range(3), values=[0, 255]).instances([0]))) == {0, 255}
+    late = masks(tmp_path / "late", [0], [0], mode="L")
+    masks(late, [2], [0, 255], mode="L")
+    source = FolderSource("a", str(tmp_path / "f"), mask_folder=str(late))
+    assert [set(np.unique(m)) for m in source.instances([0, 1, 2])] == [{0}, {255}, {0, 1}]
+
+
+def test_faults_of_a_folder(tmp_path):
+    folder = frames(tmp_path / "f", range(3))
+    Image.fromarray(picture(1, (12, 12))).save(folder / "00003.jpg")
+    source = FolderSource("a", str(folder))
+    with pytest.raises(VideoError, match="differ in size"):
+        source.frames([0, 3])
+    with pytest.raises(VideoError, match="has no masks"):
+        source.masks([0])
+    with pytest.raises(TimetError, match="numbered 0 to 3"):
+        source.frames([4])
+    stray = FolderSource("a", str(folder), mask_folder=str(masks(tmp_path / "m", [90])))
+    with pytest.raises(VideoError, match="must share their names"):
+        stray.masks([0])
+    masks(tmp_path / "n", [0])
+    masks(tmp_path / "n", [1], size=(12, 12))
+    with pytest.raises(VideoError, match="differ in size"):
+        FolderSource("a", str(folder), mask_folder=str(tmp_path / "n")).masks([0, 1])
+    (tmp_path / "void").mkdir()
+    with pytest.raises(VideoError, match="holds no frames"):
+        _ = FolderSource("a", str(tmp_path / "void")).num_frames
+    (folder / "00002.jpg").write_bytes(b"")
+    with pytest.raises(VideoError, match="is empty"):
+        source.frames([2])
+    assert source.frames([1]).shape == (1, *SIZE, 3)
+
+
+def test_sources_travel_light(tmp_path):
+    source = FolderSource("a", str(frames(tmp_path / "f", range(200))))
+    _ = source.starts, source.files
+    assert len(pickle.dumps(source)) < 500
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).frames([3])[0], source.frames([3])[0])
