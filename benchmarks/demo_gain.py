@@ -25,7 +25,7 @@ import torch
 from timet.core import samples_dir
 from timet.data.find import find_sources
 from timet.training.config import preset_config
-from timet.training.report import look
+from timet.training.report import Look, look
 
 HERE = Path(__file__).resolve().parent
 
@@ -92,11 +92,7 @@ def main() -> None:
     colour = look(
         PatchColour(),
         find_sources(samples_dir() / "heldout"),
-        num_frames=config.num_frames,
-        delta_t=config.delta_t,
-        image_size=config.image_size,
-        clusters=config.eval_clusters,
-        seeds=config.eval_seeds,
+        Look(config.num_frames, config.delta_t, "regular", config.image_size, config.eval_clusters, config.eval_seeds),
     ).scores
 
     def column(arm: str, when: str, question: str) -> np.ndarray:

@@ -15,8 +15,7 @@ from timet.core import data_folder, samples_dir
 from timet.eval import foreground, forwarding, image, incontext, probe
 from timet.evaluate import EvaluateConfig
 from timet.run.command import parse
-from timet.train import held_out
-from timet.training.config import TrainConfig, read_command
+from timet.training.config import TrainConfig, held_out, read_command
 
 SCORES = [EvaluateConfig, image.ImageConfig, probe.ProbeConfig, foreground.ForegroundConfig, incontext.IncontextConfig,
           forwarding.ForwardingConfig]  # fmt: skip

@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import zipfile
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,16 +18,17 @@ from PIL import Image
 from timet.backbone import create_backbone, load_backbone, shipped_weights
 from timet.core import TimetError, seed_everything
 from timet.pretraining.photos import Photos, find_photos, read_photos
+from timet.run.check import adjust, check, flat
 
 pytest.importorskip("lightly")
 pytest.importorskip("kornia")
 
 from lightly.transforms import DINOTransform
 
-from timet.pretrain import FREE, main, pretrain, resumed
+from timet.pretrain import main, pretrain
+from timet.pretraining.config import FREE, PretrainConfig, read_command
 from timet.pretraining.distill import Distiller, MultiCrop, embed
 from timet.pretraining.loop import (
-    PretrainConfig,
     batches,
     epoch_order,
     fit,
@@ -42,6 +43,11 @@ TINY = dict(
     backbone="timet_tiny_patch8_64", image_size=32, local_size=16, local_views=2, hidden_dim=32, output_dim=48,
     batch_size=8, epochs=2, device="cpu", compile="off", log_every=1,
 )  # fmt: skip
+
+
+def settings(**values: object) -> PretrainConfig:
+    "The defaults with other values."
+    return adjust(PretrainConfig(), values)
 
 
 def noise(
@@ -250,7 +256,7 @@ def test_features_are_normalised_and_batches_do_not_matter(photos: Photos) -> No
 
 
 def test_schedules_start_and_end_where_they_should(photos: Photos) -> None:
-    run = start_pretraining(PretrainConfig(**{**TINY, "epochs": 100, "lr": 0.064}), photos)
+    run = start_pretraining(settings(**{**TINY, "epochs": 100, "lr": 0.064}), photos)
     assert run.total == 200
     peak = 0.064 * 8 / 512
     course = [schedules(replace(run, step=step)) for step in range(201)]
@@ -263,7 +269,7 @@ def test_schedules_start_and_end_where_they_should(photos: Photos) -> None:
 
 
 def test_every_photograph_once_an_epoch(photos: Photos) -> None:
-    run = start_pretraining(PretrainConfig(**{**TINY, "batch_size": 10}), photos)
+    run = start_pretraining(settings(**{**TINY, "batch_size": 10}), photos)
     seen, found = torch.arange(20).float(), []
     for part in batches(run, seen):
         found += part.tolist()
@@ -278,7 +284,7 @@ def test_every_photograph_once_an_epoch(photos: Photos) -> None:
 def test_a_stopped_run_goes_on_to_the_last_bit(photos: Photos, tmp_path: Path) -> None:
     def centre(folder: Path, *ends: int) -> torch.Tensor:
         for end in ends:
-            run = start_pretraining(PretrainConfig(**TINY, max_steps=end), photos)
+            run = start_pretraining(settings(**TINY, max_steps=end), photos)
             run.folder = folder
             if end != ends[0]:
                 restore_pretraining(run)
@@ -290,8 +296,8 @@ def test_a_stopped_run_goes_on_to_the_last_bit(photos: Photos, tmp_path: Path) -
 
 
 def test_minutes_choose_the_steps(photos: Photos, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timet.pretraining.loop.WARM", 1)
-    run = start_pretraining(PretrainConfig(**{**TINY, "epochs": 1000}, minutes=0.05), photos)
+    monkeypatch.setattr("timet.run.loop.WARM", 1)
+    run = start_pretraining(settings(**{**TINY, "epochs": 1000}, minutes=0.05), photos)
     run.folder = tmp_path
     assert fit(run)
     assert 3 < run.step == run.total < 2000
@@ -299,7 +305,7 @@ def test_minutes_choose_the_steps(photos: Photos, tmp_path: Path, monkeypatch: p
 
 
 def test_more_minutes_after_the_end(done: tuple[Path, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("timet.pretraining.loop.WARM", 1)
+    monkeypatch.setattr("timet.run.loop.WARM", 1)
     run = shutil.copytree(done[0], tmp_path / "run")
     before = torch.load(run / "checkpoints/last.pt", weights_only=True)
     status, told, wrong = ask("--resume", run, "--minutes", 0.05)
@@ -310,14 +316,14 @@ def test_more_minutes_after_the_end(done: tuple[Path, str], tmp_path: Path, monk
 
 
 def test_minutes_are_forgotten_by_a_stop_before_the_speed_is_known(photos: Photos, tmp_path: Path) -> None:
-    run = start_pretraining(PretrainConfig(**TINY, minutes=5, max_steps=2), photos)
+    run = start_pretraining(settings(**TINY, minutes=5, max_steps=2), photos)
     run.folder = tmp_path
     assert fit(run)
     assert (run.step, run.total) == (2, 4)
 
 
 def test_a_gradient_that_is_no_number_is_not_saved(photos: Photos, tmp_path: Path) -> None:
-    run = start_pretraining(PretrainConfig(**{**TINY, "log_every": 100}), photos)
+    run = start_pretraining(settings(**{**TINY, "log_every": 100}), photos)
     run.folder = tmp_path
     with torch.no_grad():
         run.distiller.student.model.pos_embed[:] = float("nan")
@@ -350,17 +356,16 @@ def test_other_photographs_are_noticed(done: tuple[Path, str], tmp_path: Path) -
 
 def test_a_batch_larger_than_the_set(photos: Photos) -> None:
     with pytest.raises(TimetError, match="choose --batch-size 20 or smaller"):
-        start_pretraining(PretrainConfig(**{**TINY, "batch_size": 21}), photos)
+        start_pretraining(settings(**{**TINY, "batch_size": 21}), photos)
 
 
-@pytest.mark.parametrize(
-    "name", [f.name for f in fields(PretrainConfig) if isinstance(f.default, (int, float)) and f.default]
-)
+@pytest.mark.parametrize("name", [n for n, v in flat(PretrainConfig()).items() if isinstance(v, (int, float)) and v])
 def test_every_number_is_checked(name: str) -> None:
-    with pytest.raises(TimetError, match=f"--{name.replace('_', '-')} must be"):
-        PretrainConfig(**{name: -1}).check_values()
-    with pytest.raises(TimetError, match=f"--{name.replace('_', '-')} must be"):
-        PretrainConfig(**{name: float("nan")}).check_values()
+    flag = f"--{name.replace('_', '-')}"
+    with pytest.raises(TimetError, match=f"{flag} must be"):
+        check(read_command([flag, "-1"]), flags=True)
+    with pytest.raises(TimetError, match=f"{name} must be"):
+        settings(**{name: float("nan")})
 
 
 # ---------------------------------------------------------------- the command
@@ -474,9 +479,9 @@ def test_a_missing_package_is_named(album: Path, monkeypatch: pytest.MonkeyPatch
 
 def test_config_of_a_run_is_read_back(done: tuple[Path, str]) -> None:
     run, _ = done
-    config = resumed(PretrainConfig(resume=run), ["--resume", str(run)])
-    assert config.resume == config.out == run
-    assert {f.name for f in fields(PretrainConfig)} >= FREE
+    config = read_command(["--resume", str(run)])
+    assert config.resume and config.out == run
+    assert {*flat(config)} >= FREE
 
 
 # ---------------------------------------------------------------- weights that travel
@@ -502,7 +507,7 @@ REAL = Path(os.environ.get("TIMET_CLIPS", "/nowhere")) / "tiny-imagenet"
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real photographs here (set TIMET_CLIPS)")
 def test_real_photographs(tmp_path: Path) -> None:
-    config = PretrainConfig(**{**TINY, "image_size": 64, "local_size": 32, "batch_size": 16, "max_steps": 3}, limit=200,
+    config = settings(**{**TINY, "image_size": 64, "local_size": 32, "batch_size": 16, "max_steps": 3}, limit=200,
                             images=REAL / "val-2k.zip", out=tmp_path / "run")  # fmt: skip
     losses = []
     run = pretrain(config, on_step=lambda numbers: losses.append(numbers["loss"]))
@@ -512,7 +517,7 @@ def test_real_photographs(tmp_path: Path) -> None:
 
 
 def test_weight_decay_may_start_at_nothing(photos: Photos) -> None:
-    run = start_pretraining(PretrainConfig(**{**TINY, "epochs": 2}, weight_decay=0.0), photos)
+    run = start_pretraining(settings(**{**TINY, "epochs": 2}, weight_decay=0.0), photos)
     seen = []
     for part in batches(run, photos.pixels):
         pretrain_step(run, part)

@@ -22,14 +22,23 @@ import pytest
 import torch
 from PIL import Image
 
-from timet import train as room
 from timet.core import TimetError
 from timet.run.check import flat
 from timet.run.command import command, parse, run_command
 from timet.run.folder import RunLog, StopSignal, claim_folder, load_checkpoint, read_log, save_checkpoint
 from timet.train import main, train
-from timet.training.config import FREE, PRESETS, TrainConfig, continued, load_config, preset_config, read_command
-from timet.training.report import Snapshot, load_snapshot, matched, score_lines, write_report
+from timet.training import looks
+from timet.training.config import (
+    FREE,
+    PRESETS,
+    TrainConfig,
+    continued,
+    held_out,
+    load_config,
+    preset_config,
+    read_command,
+)
+from timet.training.report import Report, Snapshot, load_snapshot, matched, score_lines, write_report
 from timet.training.session import cosine, start_accelerator, start_session, step_batches, train_step
 
 TINY = {
@@ -43,7 +52,7 @@ TINY = {
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     "Drawing a report takes longer than training here: only the tests that look at it have one drawn."
     if not re.search("report|pictures", request.node.name):
-        monkeypatch.setattr(room, "write_report", lambda path, **_: Path(path).write_text("report"))
+        monkeypatch.setattr(looks, "write_report", lambda path, _: Path(path).write_text("report"))
 
 
 @pytest.fixture(scope="session")
@@ -90,7 +99,7 @@ def words(settings: TrainConfig) -> list[str]:
 def launch():
     "Start the command in a process of its own: the imports are paid once, every child is a fresh fork of them."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["timet.train"])
+    context.set_forkserver_preload(["timet.train", "timet.training.looks", "timet.training.steps"])
     started = []
 
     def start(line: list[str], **env: str) -> multiprocessing.Process:
@@ -467,10 +476,10 @@ def test_a_part_of_the_held_out_clips_is_said(world: Path, tmp_path: Path) -> No
     "The command takes all of them, and that is said too; nothing is said where nothing is scored."
     settings = config(world, tmp_path / "run", eval=True, val_data=world, eval_clips=4)
     session = SimpleNamespace(config=settings, folder=tmp_path / "run")
-    words, _ = room.how_scored(session, room.held_out(settings))
+    words, _ = looks.how_scored(session, held_out(settings))
     assert words.endswith("4 held-out clips, evenly spaced among 10, of which the command takes all")
     own = SimpleNamespace(config=replace(settings, val_data=None), folder=tmp_path)
-    assert room.how_scored(own, room.held_out(own.config)) == ("", "")
+    assert looks.how_scored(own, held_out(own.config)) == ("", "")
 
 
 def test_looking_does_not_change_the_run(world: Path, tmp_path: Path) -> None:
@@ -636,7 +645,7 @@ def test_what_may_change_on_resume(tmp_path: Path) -> None:
         value = now * 2 + 2 if value is None else value
         with pytest.raises(TimetError, match=f"started with {name}="):
             continued(adjust(base, {name: value}))
-    assert continued(replace(base, workers=3, log_every=5)).workers == 3
+    assert continued(adjust(base, {"workers": 3, "log_every": 5})).workers == 3
 
 
 # -- the report --------------------------------------------------------------------------------------------------------
@@ -669,9 +678,8 @@ def test_score_lines_line_up() -> None:
 
 def test_report_escapes_what_it_is_given(tmp_path: Path) -> None:
     "A file name is text, never markup."
-    write_report(
-        tmp_path / "r.html", title="<b>run</b>", bad={"<script>x</script>.mp4": "broken & short"}, settings={"a": [1]}
-    )
+    report = Report("<b>run</b>", bad={"<script>x</script>.mp4": "broken & short"}, settings={"a": [1]})
+    write_report(tmp_path / "r.html", report)
     page = (tmp_path / "r.html").read_text()
     assert "<script>" not in page and "&lt;script&gt;" in page and "<b>run" not in page
 

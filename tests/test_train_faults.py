@@ -16,10 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
-from timet import train as room
 from timet.core import TimetError
+from timet.run import resume
 from timet.run.folder import RunLog, claim_folder, load_checkpoint, read_log, save_checkpoint
 from timet.train import main, train
+from timet.training import looks, session, steps
 from timet.training.config import TrainConfig, load_config, preset_config, read_command
 from timet.training.session import LAST, Session, start_accelerator, start_session
 
@@ -34,7 +35,7 @@ TINY = {
 def _no_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     "Drawing a report takes longer than training here: only the test that looks at it has one drawn."
     if "bad_files" not in request.node.name:
-        monkeypatch.setattr(room, "write_report", lambda path, **_: Path(path).write_text("report"))
+        monkeypatch.setattr(looks, "write_report", lambda path, _: Path(path).write_text("report"))
 
 
 @pytest.fixture(scope="session")
@@ -82,18 +83,18 @@ def test_nan_loss_keeps_the_last_checkpoint(settings: TrainConfig) -> None:
             seen["session"].inner.prototypes.data.fill_(float("nan"))
 
     seen: dict = {}
-    start = room.start_session
+    start = session.start_session
 
     def remember(*args: object) -> object:
         seen["session"] = start(*args)
         return seen["session"]
 
-    room.start_session = remember
+    session.start_session = remember
     try:
         with pytest.raises(TimetError, match=r"step 4.*learning rate was 0\.000\d+ .*checkpoint of step 2 is good"):
             train(settings, poison)
     finally:
-        room.start_session = start
+        session.start_session = start
     state = load_checkpoint(settings.out / LAST)
     assert state["step"] == 2 and all(v.isfinite().all() for v in state["model"].values())
     assert [row["step"] for row in read_log(settings.out / "log.jsonl")] == [1, 2, 3]
@@ -138,7 +139,7 @@ def broken_after(function: Callable, good: int) -> Callable:
 def test_full_disk(settings: TrainConfig, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     "The second checkpoint cannot be written: a clear stop, and the first one is there and whole."
     done = []
-    save = room.save
+    save = steps.save
 
     def second_fails(session: object) -> None:
         if done:
@@ -146,7 +147,7 @@ def test_full_disk(settings: TrainConfig, monkeypatch: pytest.MonkeyPatch, name:
         save(session)
         done.append(1)
 
-    monkeypatch.setattr(room, "save", second_fails)
+    monkeypatch.setattr(steps, "save", second_fails)
     with pytest.raises(TimetError, match=r"cannot write .*last\.pt: No space left on device; free some space"):
         train(settings)
     monkeypatch.undo()
@@ -251,8 +252,8 @@ def test_a_run_without_a_step_gives_its_folder_back(
                 (torn / f"torn_{i}.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
             broken_settings = replace(settings, data=torn, fps=None)
         else:
-            name = {"step": "train_step", "look": "glance", "settings": "versions", "interrupt": "glance"}[fails]
-            patch.setattr(room, name, broken)
+            places = {"step": (steps, "train_step"), "settings": (resume, "versions")}
+            patch.setattr(*places.get(fails, (looks, "glance")), broken)
             broken_settings = replace(settings, eval=True)
         with pytest.raises((TimetError, KeyboardInterrupt)):
             train(broken_settings)
@@ -268,13 +269,13 @@ def test_a_folder_with_more_in_it_is_not_given_back(settings: TrainConfig, monke
         raise TimetError("something broke")
 
     with monkeypatch.context() as patch, pytest.raises(TimetError):
-        patch.setattr(room, "fit", broken)
+        patch.setattr(steps, "fit", broken)
         train(settings)
     names = {path.name for path in settings.out.rglob("*")}
     assert {"config.json", "versions.json", "log.jsonl", "notes.txt"} < names
     with monkeypatch.context() as patch, pytest.raises(TimetError):
-        patch.setattr(room, "glance", broken)
-        patch.setattr(room, "train_step", broken)
+        patch.setattr(looks, "glance", broken)
+        patch.setattr(steps, "train_step", broken)
         train(replace(load_config(settings.out), resume=True))
     assert {path.name for path in settings.out.rglob("*")} >= names
 
