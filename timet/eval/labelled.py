@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from ..core import TimetError, pick_device, pick_precision
-from ..data.clips import IMAGENET_STD, ClipAugment, ClipPlan
+from ..data.clips import IMAGENET_STD, ClipAugment, ClipPlan, draw_box
 from ..data.find import Sources, find_sources
 from ..data.images import Images, find_images, frames_as_images
 from .options import ImagesConfig
@@ -210,7 +210,9 @@ class MemoryAugment(ClipAugment):
         amounts = [rng.uniform(1 - m, 1 + m) if n != "hue" else rng.uniform(-m, m) for n, m in zip(names, self.jitter)]
         used = rng.random(4) < self.jitter_p
         changes = tuple((n, float(a)) for n, a, u in zip(names, amounts, used) if u)
-        return ClipPlan(self._box(height, width, rng), bool(rng.random() < self.flip_p), changes, False, 0.0)
+        return ClipPlan(
+            draw_box(height, width, self.scale, self.ratio, rng), bool(rng.random() < self.flip_p), changes, False, 0.0
+        )
 
 # %% ../../nbs/eval/05_labelled.ipynb #488ddf11
 class BlueShift(nn.Module):

@@ -21,14 +21,11 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from ..core import TimetError, atomic_write
-
-if TYPE_CHECKING:
-    import torch
 
 # %% ../../nbs/run/03_folder.ipynb #2a997d74
 PACKAGES = (
@@ -47,7 +44,7 @@ def _git(*words: str) -> str:
 
 # %% ../../nbs/run/03_folder.ipynb #3ada4648
 def versions(
-    device: "torch.device | str" = "cpu",  # Where the run computes
+    device: Any = "cpu",  # Where the run computes: a `torch.device`, or its name
 ) -> dict[str, Any]:  # For `versions.json`
     "Python, platform, packages, device, and the commit of this package where it runs from a git checkout."
     import torch
