@@ -39,7 +39,8 @@ import numpy as np
 import psutil
 
 from timet.eval.image import count_images, reduce_images
-from timet.eval.kmeans import assign, load_faiss, match_many_to_one, miou, train_kmeans
+from timet.eval.kmeans import assign, load_faiss, train_kmeans
+from timet.eval.score import match_many_to_one, miou
 from timet.eval.tokens import as_float, resize_labels
 
 HERE = Path(__file__).resolve().parent

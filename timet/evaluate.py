@@ -19,8 +19,9 @@ from .backbone import Backbone
 from .core import pick_device, pick_precision
 from .data.find import Sources, find_sources
 from .eval.cache import cache_folder, content_key, kept_arrays, say_size
-from .eval.clustering import Score, evaluate
-from .eval.options import TokensConfig, check_clusters, score_row
+from .eval.clustering import evaluate
+from .eval.options import TokensConfig, check_clusters
+from .eval.score import Score, score_row
 from .eval.tokens import VideoTokens, extract_tokens, say_clips
 from .run.command import parse, run_command
 from .run.processes import this_shard

@@ -10,7 +10,8 @@ from torch import nn
 
 from timet.core import TimetError
 from timet.eval.clustering import VARIANTS, cluster_maps, cluster_pixels, evaluate, reduce_tokens
-from timet.eval.kmeans import kmeans, match_hungarian, match_many_to_one
+from timet.eval.kmeans import kmeans
+from timet.eval.score import match_hungarian, match_many_to_one
 from timet.eval.temporal import follow, pixel_tokens, survival, temporal_consistency, track_tokens
 from timet.eval.tokens import VideoTokens, extract_tokens, resize_labels
 

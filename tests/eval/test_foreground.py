@@ -22,7 +22,7 @@ from timet.eval.foreground import (
     jaccard,
     main,
 )
-from timet.eval.kmeans import confusion, match_hungarian, miou
+from timet.eval.score import confusion, match_hungarian, miou
 from timet.eval.tokens import ImageTokens
 
 

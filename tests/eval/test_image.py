@@ -20,7 +20,7 @@ from timet.eval.image import (
     reduce_images,
 )
 from timet.eval.kmeans import assign, kmeans, standardize_pca, train_kmeans
-from timet.eval.options import score_row
+from timet.eval.score import score_row
 from timet.eval.tokens import ImageTokens
 
 QUICK = {"niter": 5, "nredo": 1, "seeds": 2}

@@ -16,9 +16,9 @@ import numpy as np
 
 from ..core import TimetError, check_shape
 from .attention import WithAttention, attention_masks
-from .clustering import Score
-from .kmeans import confusion, kmeans, match_hungarian, miou, standardize_pca
-from .options import ImagesConfig, category_ids, labelled_images, open_backbone, score_row, stored_tokens
+from .kmeans import kmeans, standardize_pca
+from .options import ImagesConfig, category_ids, labelled_images, open_backbone, stored_tokens
+from .score import Score, confusion, match_hungarian, miou, score_row
 from .tokens import ImageTokens, as_float, resize_labels
 from ..run.command import parse, run_command
 from ..run.processes import this_shard

@@ -25,9 +25,9 @@ from ..data.source import FolderSource, Source
 from ..data.video import frame_at
 from .davis import ObjectScores, davis_j_f, summarize
 from .flow import FLOWS, flow_estimator, flow_masks
-from .kmeans import confusion, match_hungarian, miou
 from .options import NetworkConfig, category_ids
 from .propagate import forward_masks, frame_tokens, object_masks
+from .score import confusion, match_hungarian, miou
 from .tokens import resize_labels
 from ..run.command import parse, run_command
 from ..samples import write_mask

@@ -15,8 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..core import TimetError, progress
-from .kmeans import confusion, miou
 from .labelled import read_batch, set_length
+from .score import confusion, miou
 from .tokens import resize_labels
 
 # %% ../../nbs/eval/20_head.ipynb #476bd579

@@ -18,9 +18,10 @@ import tyro
 from einops import rearrange
 
 from ..core import TimetError, check_shape, progress
-from .clustering import MATCHINGS, Score, cluster_pixels
-from .kmeans import assign, confusion, miou, standardize_pca, train_kmeans
-from .options import ImagesConfig, check_clusters, labelled_images, score_row, stored_tokens
+from .clustering import cluster_pixels
+from .kmeans import assign, standardize_pca, train_kmeans
+from .options import ImagesConfig, check_clusters, labelled_images, stored_tokens
+from .score import MATCHINGS, Score, confusion, miou, score_row
 from .tokens import ImageTokens, as_float, resize_labels
 from ..run.command import parse, run_command
 from ..run.processes import this_shard

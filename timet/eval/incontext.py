@@ -18,7 +18,6 @@ from torch import Tensor
 from ..core import TimetError, progress
 from ..data.clips import IMAGENET_STD
 from .head import resize_maps
-from .kmeans import confusion, match_hungarian, miou
 from timet.eval.labelled import (
     BlueShift,
     FreshTokens,
@@ -42,6 +41,7 @@ from timet.eval.memory import (  # noqa: F401
     unit,
 )
 from .options import stored_tokens
+from .score import confusion, match_hungarian, miou
 from .tokens import resize_labels
 from ..run.command import parse, run_command
 from ..run.processes import this_shard

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_backbone', 'NetworkConfig', 'TokensConfig', 'ImagesConfig', 'check_clusters', 'category_ids', 'labelled_images',
-           'stored_tokens', 'score_row']
+           'stored_tokens']
 
 # %% ../../nbs/eval/04_options.ipynb #eea8cddc
 import os
@@ -22,7 +22,7 @@ from ..backbone import Backbone, create_backbone, load_backbone
 from ..core import TimetError, data_folder, pick_device, seed_everything, write_json
 from ..data.images import Images, find_images
 from .cache import fingerprint, image_tokens
-from .clustering import Score
+from .score import Score
 from .tokens import ImageTokens
 from ..run.folder import versions
 
@@ -172,12 +172,3 @@ def stored_tokens(
         backbone, images, image_size=config.image_size, mask_size=mask_size, batch_size=batch_size, device=config.device,
         precision=config.precision, store=config.store, cache=config.cache, no_cache=config.no_cache,
     )  # fmt: skip
-
-
-def score_row(
-    score: Score,
-    names: Mapping[int, str],  # Class id -> name
-) -> dict[str, Any]:  # For JSON
-    "A score with its settings and the IoU of every class that occurs, by name."
-    per_class = {names.get(c, str(c)): v for c, v in enumerate(score.per_class.tolist()) if np.isfinite(v)}
-    return score.settings | {"mean": score.mean, "std": score.std, "values": score.values, "per_class": per_class}

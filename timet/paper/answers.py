@@ -18,7 +18,8 @@ import numpy as np
 from ..backbone import Backbone
 from ..core import TimetError, pick_device
 from ..data.find import Sources, find_sources
-from ..eval.clustering import Score, evaluate
+from ..eval.clustering import evaluate
+from ..eval.score import Score
 from ..evaluate import EvaluateConfig, load_tokens
 from .cost import SAMPLE_FRAMES, settings_of
 from .networks import open_network
@@ -274,7 +275,7 @@ SHOWN = 4  # Clips in a figure
 def run_maps(bench: Bench, name: str, measure: Measure) -> Answer:
     "Cluster maps of a few clips, matched with their ids."
     from timet.eval.clustering import cluster_maps, reduce_tokens
-    from timet.eval.kmeans import confusion, match_hungarian
+    from timet.eval.score import confusion, match_hungarian
     from timet.eval.tokens import extract_tokens, resize_labels
 
     sizes, sources = settings_of(measure, bench.plan.sample), bench.sources(measure.data)
@@ -299,7 +300,8 @@ def run_maps(bench: Bench, name: str, measure: Measure) -> Answer:
 
 def run_overlay(bench: Bench, name: str, measure: Measure) -> Answer:
     "Pictures with the classes of their foreground clusters."
-    from timet.eval.kmeans import confusion, kmeans, match_hungarian, standardize_pca
+    from timet.eval.kmeans import kmeans, standardize_pca
+    from timet.eval.score import confusion, match_hungarian
     from timet.eval.tokens import as_float, resize_labels
 
     found, tokens, kept, images = _foreground(bench, name, measure)
