@@ -13,7 +13,7 @@ from timet.eval.clustering import VARIANTS, cluster_maps, cluster_pixels, evalua
 from timet.eval.kmeans import kmeans
 from timet.eval.score import match_hungarian, match_many_to_one
 from timet.eval.temporal import follow, pixel_tokens, survival, temporal_consistency, track_tokens
-from timet.eval.tokens import VideoTokens, extract_tokens, resize_labels
+from timet.eval.tokens import Tokens, extract_tokens, resize_labels
 
 
 class Clip:
@@ -122,8 +122,8 @@ class Broken(Patches):
         (lambda: extract_tokens(Patches(), [Clip("a", fail=True)], image_size=16, device="cpu"), "cannot read a"),
         (lambda: extract_tokens(Broken(), [Clip("a"), Clip("b")], image_size=16, device="cpu"), "a are not finite"),
         (lambda: extract_tokens(Patches(), [Clip("a")], image_size=16, precision="int8"), "precision must be"),
-        (lambda: VideoTokens(np.zeros((1, 2, 4, 3)), np.zeros((1, 2, 5, 5)), (3, 2)), "n=6"),
-        (lambda: VideoTokens(np.zeros((1, 2, 4, 3)), np.zeros((1, 3, 5, 5)), (2, 2)), "masks must have"),
+        (lambda: Tokens(np.zeros((1, 2, 4, 3)), np.zeros((1, 2, 5, 5)), (3, 2)), "n=6"),
+        (lambda: Tokens(np.zeros((1, 2, 4, 3)), np.zeros((1, 3, 5, 5)), (2, 2)), "masks must have"),
     ],
 )
 def test_extract_tokens_explains(call, words):
@@ -260,7 +260,7 @@ def test_scope_of_the_pca():
 
 def test_dataset_scores_need_ids_that_are_classes():
     tokens, masks = toy()
-    video = VideoTokens(tokens, masks, (6, 6), semantic=False)
+    video = Tokens(tokens, masks, (6, 6), semantic=False)
     with pytest.raises(TimetError, match="objects of one video each"):
         evaluate(video, protocol="dataset")
     assert evaluate(video, protocol="dataset", force=True, seeds=1).mean > 0

@@ -21,7 +21,7 @@ from timet.eval.image import (
 )
 from timet.eval.kmeans import assign, kmeans, standardize_pca, train_kmeans
 from timet.eval.score import score_row
-from timet.eval.tokens import ImageTokens
+from timet.eval.tokens import Tokens
 
 QUICK = {"niter": 5, "nredo": 1, "seeds": 2}
 
@@ -219,7 +219,7 @@ def test_the_same_seed_gives_the_same_score():
 
 def test_everything_together_in_one_object():
     tokens, masks = made_up()
-    together = ImageTokens(
+    together = Tokens(
         tokens=tokens, masks=masks, grid=(4, 4), names=[str(i) for i in range(10)], classes=dict(enumerate("abcde"))
     )
     got, want = cluster_images(together, k=5, **QUICK), cluster_images(tokens, masks, (4, 4), 5, num_classes=5, **QUICK)

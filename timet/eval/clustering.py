@@ -16,7 +16,7 @@ from einops import rearrange
 from ..core import TimetError, check_shape, progress
 from .kmeans import assign, kmeans, standardize_pca
 from .score import MATCHINGS, Score, confusion, match_hungarian, miou
-from .tokens import VideoTokens, extract_tokens, resize_labels
+from .tokens import Tokens, extract_tokens, resize_labels
 
 # %% ../../nbs/eval/11_clustering.ipynb #a63c3b67
 def reduce_tokens(
@@ -147,12 +147,12 @@ def _check(protocol: str, k: str | int, matching: str, semantic: bool, force: bo
 
 # %% ../../nbs/eval/11_clustering.ipynb #5717d041
 def evaluate(
-    tokens: np.ndarray | VideoTokens,  # Patch tokens `(b t n d)`, or everything together
-    masks: np.ndarray | None = None,  # Class ids `(b t H W)`; not given with `VideoTokens`
+    tokens: np.ndarray | Tokens,  # Patch tokens `(b t n d)`, or everything together
+    masks: np.ndarray | None = None,  # Class ids `(b t H W)`; not given with `Tokens`
     protocol: str = "frame",  # Clustered and matched together: a `frame`, a `clip` or the `dataset`
     k: str | int = "gt",  # Clusters: as many as ids occur, the background among them, or a number
     *,
-    grid: tuple[int, int] | None = None,  # Rows and columns of patches; `None`: a square, or that of `VideoTokens`
+    grid: tuple[int, int] | None = None,  # Rows and columns of patches; `None`: a square, or that of `Tokens`
     seeds: int | Sequence[int] = 5,  # How many seeds, from 0, or which
     matching: str = "auto",  # `hungarian`, `many-to-one`; `auto`: the first for `gt`, the second for a number
     variant: str = "paper",  # A row of `VARIANTS`, for whatever of the next three is `None`
@@ -162,7 +162,7 @@ def evaluate(
     pca: int | None = 50,  # Components to keep; `None` clusters the tokens as they are
     background: bool = True,  # Does class 0 enter the mean?
     ignore: int | None = 255,  # Id of pixels that do not count
-    semantic: bool = True,  # Do ids mean the same in every video? `VideoTokens` knows
+    semantic: bool = True,  # Do ids mean the same in every video? `Tokens` knows
     force: bool = False,  # Score the dataset even if they do not
     niter: int = 50,  # Steps of each k-means run
     nredo: int = 5,  # Runs of k-means, of which the best is kept
@@ -172,7 +172,7 @@ def evaluate(
     Raises `TimetError` for unknown settings, arrays that do not fit, masks without a label, more clusters than patches,
     and a dataset-wise score of ids that mean something within one video only.
     """
-    if isinstance(tokens, VideoTokens):
+    if isinstance(tokens, Tokens):
         tokens, masks, grid, semantic = tokens.tokens, tokens.masks, tokens.grid, tokens.semantic
     if variant not in VARIANTS:
         raise TimetError(f"variant must be {' or '.join(VARIANTS)}, got {variant!r}")

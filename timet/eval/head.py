@@ -99,7 +99,7 @@ class Probe(nn.Module):
 @torch.inference_mode()
 def score_probe(
     probe: Probe,
-    data: Any,  # `ImageTokens`, or anything with `batch`
+    data: Any,  # `Tokens`, or anything with `batch`
     num_classes: int,  # `g`
     size: int = 100,  # Side at which masks and maps are compared, pixels
     *,
