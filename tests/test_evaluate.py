@@ -213,7 +213,7 @@ def test_a_full_disk_and_a_folder_that_cannot_be_written(tmp_path, monkeypatch):
     monkeypatch.setattr(os, "posix_fallocate", full, raising=False)
     with pytest.raises(TimetError, match="No space left"):
         cached_arrays(tmp_path / "cache", "a", fill_with(1))
-    assert not list((tmp_path / "cache").glob("*/tokens.npy"))  # the masks are right, and stay
+    assert not list((tmp_path / "cache").iterdir())
 
 
 def test_where_tokens_are_kept(monkeypatch, tmp_path):

@@ -116,7 +116,7 @@ class Broken(Patches):
     "call, words",
     [
         (lambda: extract_tokens(Patches(), []), "at least one video"),
-        (lambda: extract_tokens(Patches(), [Clip("a")], num_frames=0), "one frame a clip"),
+        (lambda: extract_tokens(Patches(), [Clip("a")], num_frames=0), "num_frames must be at least 1"),
         (lambda: extract_tokens(Patches(), [Clip("a")], image_size=20), "does not divide"),
         (lambda: extract_tokens(Patches(), [Clip("a")], image_size=16, device="cpu", sampling="often"), "sampling"),
         (lambda: extract_tokens(Patches(), [Clip("a", fail=True)], image_size=16, device="cpu"), "cannot read a"),

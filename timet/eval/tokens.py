@@ -129,15 +129,15 @@ def choose_frames(
 # %% ../../nbs/eval/02_tokens.ipynb #a2455303
 def _pixels(item: Any, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
     "Frames of an item `uint8 (t h w 3)`, and their numbers `(t,)`."
-    if isinstance(item, Source):
-        index = choose_frames(item, clips)
-        return item.frames(index), index
-    return item.pixels()[None], np.zeros(1, np.int64)
+    if hasattr(item, "pixels"):  # a picture
+        return item.pixels()[None], np.zeros(1, np.int64)
+    index = choose_frames(item, clips)
+    return item.frames(index), index
 
 
 def _labels(item: Any, clips: Clips) -> np.ndarray:
     "Class ids of the frames of an item at the masks' size `(t H W)`."
-    video, size = isinstance(item, Source), _pair(clips.mask_size)
+    video, size = not hasattr(item, "pixels"), _pair(clips.mask_size)
     if not (item.has_masks if video else item.mask_files):
         return np.full((clips.num_frames if video else 1, *size), 255)
     ids = item.masks(choose_frames(item, clips)) if video else item.ids()[None]
