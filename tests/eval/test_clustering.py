@@ -242,7 +242,7 @@ def test_released_order_clusters_pixels_of_enlarged_features():
     score = evaluate(tokens, masks, "clip", order="released", seeds=1)
     assert score.settings["order"] == "released" and 0 < score.mean <= 1
     assert evaluate(tokens, masks, "dataset", variant="released", size=30, seeds=1).settings["size"] == [30, 30]
-    assert VARIANTS["released"]["size"]["dataset"] == 112 and VARIANTS["released"]["pca_scope"]["clip"] == 16
+    assert VARIANTS["released"]["dataset"].size == 112 and VARIANTS["released"]["clip"].pca_scope == 16
 
 
 def test_scope_of_the_pca():

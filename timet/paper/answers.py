@@ -130,7 +130,7 @@ class Bench:
 # %% ../../nbs/paper/05_answers.ipynb #36e1cd3c
 def run_image(bench: Bench, name: str, measure: Measure) -> Answer:
     "K-means over all patches of a set of pictures."
-    from timet.eval.image import cluster_images
+    from timet.eval.clustering import cluster_images
 
     sizes = settings_of(measure, bench.plan.sample)
     kept = bench.tokens(name, bench.images(measure.data, "all"), sizes)
