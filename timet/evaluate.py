@@ -12,12 +12,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import tyro
 
 from .data.find import Sources, find_sources
 from .eval.cache import kept_tokens
-from .eval.clustering import evaluate
+from .eval.clustering import check_semantic, evaluate
 from .eval.options import TokensConfig, check_clusters
 from .eval.score import Score, score_row
 from .eval.tokens import Clips, Tokens
@@ -139,11 +138,8 @@ def run(
     """
     found = find_sources(config.data, fps=config.fps, split=config.split)
     sources = found.labelled()
-    if "dataset" in config.protocol and not (sources.semantic or config.force):
-        # before the backbone runs, not after
-        evaluate(
-            Tokens(np.zeros((1, 1, 1, 1)), np.zeros((1, 1, 1, 1), int), (1, 1), semantic=False), protocol="dataset"
-        )
+    if "dataset" in config.protocol:  # refused before the backbone runs, not after
+        check_semantic(sources.semantic, config.force)
     backbone = config.open()
     start = time.perf_counter()
     video, there = load_tokens(config, backbone, sources)

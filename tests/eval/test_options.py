@@ -1,5 +1,7 @@
 "What the evaluation commands share: the same options in the same words, and one sentence for the same mistake."
 
+import subprocess
+import sys
 from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
 from typing import get_type_hints
@@ -86,3 +88,30 @@ def test_images_without_masks_are_refused(name, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         import_module(f"timet.{name}").main(["random", "--backbone", "timet_tiny_patch8_96", "--data", str(tmp_path)])
     assert stop.value.code == 2 and "without masks; a score needs masks" in capsys.readouterr().err
+
+
+HEAVY = ("torch", "timm", "faiss", "scipy", "matplotlib", "accelerate", "av", "decord", "torchvision")
+MISTAKES = {
+    "--help": (0, "CHECKPOINT"),
+    "--protocoll frame": (2, "protocoll"),
+    "random --data nowhere": (2, "nowhere"),
+    "runs/gone.pt": (2, "there is no checkpoint runs/gone.pt"),
+    "random --k many": (2, "--k takes gt"),
+}
+
+
+@pytest.mark.parametrize("name", ["evaluate", "eval.image"])
+def test_help_and_mistakes_load_nothing_heavy(name):
+    code = f"""
+import sys
+from timet.{name} import main
+for words in {list(MISTAKES)!r}:
+    try:
+        main(words.split())
+    except SystemExit as stop:
+        print("status", stop.code, [m for m in {HEAVY!r} if m in sys.modules], words, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    said = [line for line in done.stdout.splitlines() if line.startswith("status")]
+    assert said == [f"status {status} [] {words}" for words, (status, _) in MISTAKES.items()], done.stdout + done.stderr
+    assert all(words in done.stdout + done.stderr for _, words in MISTAKES.values())
