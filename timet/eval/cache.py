@@ -54,7 +54,7 @@ def _listing(path: str | None) -> list[tuple[str, int, int]]:
     files = sorted(os.scandir(path), key=lambda f: f.name) if os.path.isdir(path) else [Path(path)]
     return [(f.name, (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
 
-
+# %% ../../nbs/eval/03_cache.ipynb #e57469a7
 def _parts(sources: Sequence[Source] | Images, masks: bool) -> list:
     "What the data of a key are: files with size and time, and what is said about them."
     if isinstance(sources, Images):
@@ -126,7 +126,7 @@ def _allocate(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> np
     return array
 
 # %% ../../nbs/eval/03_cache.ipynb #a9ffd73f
-RECENT = 3600  # seconds in which an entry that was used is not removed: a run may need two large ones
+RECENT = 3600  # seconds in which an entry that was used stays: a run may need two large ones
 
 
 def _sweep(root: Path, keep: Path, limit: float) -> None:
@@ -176,6 +176,20 @@ def _publish(part: Path, entry: Path, names: Sequence[str], limit: float) -> Non
             raise
     _sweep(entry.parent, entry, limit)
 
+# %% ../../nbs/eval/03_cache.ipynb #8a26d0fa
+def _raise(error: Exception | None, root: Path, shard: tuple[int, int]) -> None:
+    "Raise what went wrong, here or in another process; one sentence is enough, of the first that failed."
+    said = next((s for s in ask(error and str(error), shard) if s), None)
+    if isinstance(error, OSError):
+        raise TimetError(
+            f"cannot keep tokens in {root}: {error.strerror or error}; free some space, choose another folder with "
+            "--cache, or keep nothing with --no-cache"
+        ) from error
+    if error is not None:
+        raise error
+    if said:
+        raise TimetError(f"another process of this run failed: {said}")
+
 # %% ../../nbs/eval/03_cache.ipynb #dca66876
 def cached_arrays(
     root: Path,  # The cache folder
@@ -208,17 +222,7 @@ def cached_arrays(
                 (part / "failed").touch()
         if not any(ask(error and str(error), shard)) and not there and first:
             error = _failure(lambda: _publish(part, entry, names, limit))
-        # one sentence is enough: of the process that failed, or of the first of several
-        said = next((s for s in ask(error and str(error), shard) if s), None)
-        if isinstance(error, OSError):
-            raise TimetError(
-                f"cannot keep tokens in {root}: {error.strerror or error}; free some space, choose another folder with "
-                "--cache, or keep nothing with --no-cache"
-            ) from error
-        if error is not None:
-            raise error
-        if said:
-            raise TimetError(f"another process of this run failed: {said}")
+        _raise(error, root, shard)
     finally:
         if part is not None and first:
             shutil.rmtree(part, ignore_errors=True)

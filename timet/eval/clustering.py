@@ -145,7 +145,7 @@ def count_maps(
 Seeds = Annotated[Count | Annotated[tuple[Natural, ...], MinLen(1)], Words("at least one seed: how many, or which")]
 Order = Annotated[Literal["paper", "released"], Words("paper (patches) or released (pixels)")]
 
-
+# %% ../../nbs/eval/11_clustering.ipynb #a2c60edd
 @dataclass(frozen=True)
 class Scoring:
     "How tokens become a score."
@@ -210,7 +210,7 @@ VARIANTS: dict[str, dict[str, Scoring]] = {
     },
 }  # fmt: skip
 
-
+# %% ../../nbs/eval/11_clustering.ipynb #e248823b
 def named_variant(
     variant: str,  # A row of `VARIANTS`
     protocol: str,  # `frame`, `clip`, `dataset` or `images`
@@ -235,7 +235,7 @@ def check_semantic(
             "compare unrelated things; add a meta.json with categories, take --protocol frame clip, or force it"
         )
 
-
+# %% ../../nbs/eval/11_clustering.ipynb #ab1052d1
 def _together(tokens: Any, masks: np.ndarray | None, grid: tuple[int, int] | None) -> Tokens:
     "Tokens and masks in one object, once they are known to fit; without a grid it is a square."
     if isinstance(tokens, Tokens):
@@ -260,7 +260,7 @@ def _units(protocol: str, b: int, t: int) -> list[tuple[slice, slice]]:
         return [(slice(i, i + 1), slice(j, j + 1)) for i in range(b) for j in range(t)]
     return [(slice(i, i + 1), every) for i in range(b)] if protocol == "clip" else [(every, every)]
 
-
+# %% ../../nbs/eval/11_clustering.ipynb #9ef7b4c8
 def _cluster(features: np.ndarray, video: Tokens, k: int, seed: int, plan: Scoring) -> np.ndarray:
     "The maps of one unit."
     run = {"seed": seed, "niter": plan.niter, "nredo": plan.nredo}
@@ -289,6 +289,20 @@ def _score_units(
                 bar.update()
     return values, classes
 
+# %% ../../nbs/eval/11_clustering.ipynb #68cfe9cb
+def _settled(video: Tokens, k: str | int, plan: Scoring) -> tuple[Tokens, Scoring]:
+    "Clips and masks as they are compared, and settings with nothing left open."
+    if np.ndim(video.tokens) == 3:
+        video = replace(video, tokens=video.tokens[:, None], masks=video.masks[:, None])
+    if plan.size is not None:
+        video = replace(video, masks=resize_labels(video.masks, plan.size))
+    known = video.masks if plan.ignore is None else video.masks[video.masks != plan.ignore]
+    if known.size == 0:
+        raise TimetError("not one pixel of these masks has a label; evaluation needs data with masks")
+    auto = "hungarian" if k == "gt" else "many-to-one"
+    matching = auto if plan.matching == "auto" else plan.matching
+    return video, replace(plan, num_classes=plan.num_classes or int(known.max()) + 1, matching=matching)
+
 # %% ../../nbs/eval/11_clustering.ipynb #2a7a253e
 def evaluate(
     tokens: np.ndarray | Tokens,  # Patch tokens `(b t n d)`, or everything together
@@ -311,15 +325,7 @@ def evaluate(
         raise TimetError(f"k must be gt or a number of clusters from 1, got {k!r}")
     if protocol not in ("frame", "clip"):
         check_semantic(video.semantic, plan.force)
-    if np.ndim(video.tokens) == 3:  # a picture is a clip of one frame
-        video = replace(video, tokens=video.tokens[:, None], masks=video.masks[:, None])
-    video = video if plan.size is None else replace(video, masks=resize_labels(video.masks, plan.size))
-    known = video.masks if plan.ignore is None else video.masks[video.masks != plan.ignore]
-    if known.size == 0:
-        raise TimetError("not one pixel of these masks has a label; evaluation needs data with masks")
-    auto = "hungarian" if k == "gt" else "many-to-one"
-    plan = replace(plan, num_classes=plan.num_classes or int(known.max()) + 1,
-                   matching=auto if plan.matching == "auto" else plan.matching)  # fmt: skip
+    video, plan = _settled(video, k, plan)
     (b, t, *_), features = video.tokens.shape, reduce_tokens(video.tokens, plan.pca, plan.pca_scope)
     values, classes = _score_units(video, features, _units(protocol, b, t), k, plan)
     scores = _mean(values, 1)
@@ -335,7 +341,7 @@ def _classes(images: Tokens, named: bool, plan: ImageScoring) -> tuple[int, int]
     top = int(max([*(images.classes or {}), *ids.tolist()], default=0)) + 1
     return len(ids), plan.num_classes or (top if named else 21)
 
-
+# %% ../../nbs/eval/11_clustering.ipynb #37b3cdba
 def _leave_out(images: Tokens, batch: int | None) -> Tokens:
     "Without the pictures that do not fill a batch."
     b = len(images)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Size', 'STORES', 'Allocate', 'Tokens', 'resize_labels', 'Clips', 'choose_frames', 'Pass', 'run_batches', 'as_float',
-           'Extraction', 'read_masks', 'read_tokens', 'extract_tokens', 'said_of']
+           'Extraction', 'read_masks', 'read_tokens', 'said_of', 'extract_tokens']
 
 # %% ../../nbs/eval/02_tokens.ipynb #b7fe5975
 import zlib
@@ -72,6 +72,11 @@ Size = Count | tuple[Count, Count]  # A side, or rows and columns
 _SIZE = Words("at least 1: a side, or rows and columns")
 
 
+def _pair(size: Size) -> tuple[int, int]:
+    "Rows and columns."
+    return tuple(size) if isinstance(size, Sequence) else (size, size)
+
+# %% ../../nbs/eval/02_tokens.ipynb #33e39786
 def _flag(metavar: str) -> PrimitiveConstructorSpec:
     "A size on the command line: one number."
     return PrimitiveConstructorSpec(
@@ -107,11 +112,6 @@ class Clips:
         )
         return f"{self.num_frames}{kind}{apart} of each video, at {image} pixels, masks at {mask}"
 
-
-def _pair(size: Size) -> tuple[int, int]:
-    "Rows and columns."
-    return tuple(size) if isinstance(size, Sequence) else (size, size)
-
 # %% ../../nbs/eval/02_tokens.ipynb #6f22fea4
 def choose_frames(
     source: Source,
@@ -134,7 +134,17 @@ def _pixels(item: Any, clips: Clips) -> tuple[np.ndarray, np.ndarray]:
     index = choose_frames(item, clips)
     return item.frames(index), index
 
+# %% ../../nbs/eval/02_tokens.ipynb #89fb632b
+def _same_shape(name: str, size: tuple[int, int], mask_size: tuple[int, int]) -> None:
+    "Refuse masks that cannot belong to their pictures."
+    (rows, columns), (mask_rows, mask_columns) = size, mask_size
+    if abs(mask_rows * columns / (mask_columns * rows) - 1) > 0.02:
+        raise TimetError(
+            f"the masks of {name} are {mask_rows} x {mask_columns} and its frames {rows} x {columns}, another shape "
+            "of picture; give masks of the frames' size, or of the same proportions"
+        )
 
+# %% ../../nbs/eval/02_tokens.ipynb #0f91d658
 def _labels(item: Any, clips: Clips) -> np.ndarray:
     "Class ids of the frames of an item at the masks' size `(t H W)`."
     video, size = not hasattr(item, "pixels"), _pair(clips.mask_size)
@@ -143,12 +153,7 @@ def _labels(item: Any, clips: Clips) -> np.ndarray:
     ids = item.masks(choose_frames(item, clips)) if video else item.ids()[None]
     if not video and ids.max(initial=0) > 255:
         raise TimetError(f"the mask of {item.name} holds the id {ids.max()}; a set of pictures has ids up to 254")
-    (rows, columns), (mask_rows, mask_columns) = item.size, ids.shape[1:]
-    if abs(mask_rows * columns / (mask_columns * rows) - 1) > 0.02:
-        raise TimetError(
-            f"the masks of {item.name} are {mask_rows} x {mask_columns} and its frames {rows} x {columns}, another shape "
-            "of picture; give masks of the frames' size, or of the same proportions"
-        )
+    _same_shape(item.name, item.size, ids.shape[1:])
     return resize_labels(ids, size)
 
 # %% ../../nbs/eval/02_tokens.ipynb #2fb7aeec
@@ -208,12 +213,11 @@ def _groups(count: int, size: int, shard: tuple[int, int]) -> list[range]:
     which, of = shard
     return groups[len(groups) * which // of : len(groups) * (which + 1) // of]
 
-
+# %% ../../nbs/eval/02_tokens.ipynb #95429e6f
 def _read_ahead(
     items: Sequence, load: Callable, groups: Sequence[range], workers: int, words: dict[str, str] | None
 ) -> Iterator[tuple[slice, list]]:
     "Groups with what `load` makes of their items; the next group is read while this one is used."
-    # one bar is enough for all processes: the shares are equal
     bar = nullcontext() if words is None else progress(total=sum(map(len, groups)), **words)
     with ThreadPoolExecutor(workers) as pool, bar:
         later = [pool.submit(load, items[i]) for group in groups[:1] for i in group]
@@ -237,12 +241,12 @@ def as_float(
         return (tokens.astype(np.uint32) << 16).view(np.float32)
     return tokens.astype(np.float32, copy=False)
 
-
+# %% ../../nbs/eval/02_tokens.ipynb #da153a5d
 STORES = {"fp32": np.dtype(np.float32), "bf16": np.dtype(np.uint16)}
 
 
 def _stored(tokens: "Tensor", store: str) -> np.ndarray:
-    "What is kept of float32 tokens; bf16 is rounded to the nearest."
+    "What is kept of float32 tokens."
     import torch
 
     return (tokens if store == "fp32" else tokens.bfloat16().view(torch.int16)).cpu().numpy().view(STORES[store])
@@ -318,6 +322,18 @@ def _room(data: Any, backbone: Any, settings: Extraction, allocate: Allocate, wi
         room |= {"index": ((), np.int64)} | ({"frames": ((*size, 3), np.uint8)} if settings.keep_frames else {})
     return {name: allocate(name, (*lead, *rest), kind) for name, (rest, kind) in room.items()}
 
+# %% ../../nbs/eval/02_tokens.ipynb #f4913b65
+def _fill(arrays: dict[str, np.ndarray], part: slice, tokens: np.ndarray, loaded: list) -> None:
+    "Write a group of clips into its place."
+    from timet.data.clips import denormalize
+
+    arrays["tokens"][part] = tokens.reshape(-1, *arrays["tokens"].shape[1:])
+    if "index" in arrays:
+        arrays["index"][part] = np.stack([index for _, index in loaded])
+    if "frames" in arrays:
+        shown = [denormalize(frames).clamp(0, 1).mul(255).round().byte().numpy() for frames, _ in loaded]
+        arrays["frames"][part] = rearrange(shown, "b t c h w -> b t h w c")
+
 # %% ../../nbs/eval/02_tokens.ipynb #f9c11f2e
 def read_tokens(
     backbone: Any,  # Anything with `.tokens(images)` and `.grid(H, W)`; its head is not used
@@ -333,7 +349,7 @@ def read_tokens(
     """
     import torch
 
-    from timet.data.clips import EvalTransform, denormalize
+    from timet.data.clips import EvalTransform
 
     clips, how, items = settings.clips, settings.how, getattr(data, "items", data)
     backbone.grid(*clips.image_size)  # before anything is read
@@ -353,16 +369,17 @@ def read_tokens(
         images = (torch.cat([frames for frames, _ in loaded]) for _, loaded in again)
         for tokens, (part, loaded) in zip(run_batches(backbone, images, how, name=name), parts):
             arrays = arrays or _room(data, backbone, settings, allocate, tokens.shape[-1])
-            arrays["tokens"][part] = _stored(tokens, settings.store).reshape(-1, *arrays["tokens"].shape[1:])
-            if "index" in arrays:
-                arrays["index"][part] = np.stack([index for _, index in loaded])
-            if "frames" in arrays:
-                shown = denormalize(torch.stack([frames for frames, _ in loaded])).clamp(0, 1).mul(255).round().byte()
-                arrays["frames"][part] = rearrange(shown.numpy(), "b t c h w -> b t h w c")
+            _fill(arrays, part, _stored(tokens, settings.store), loaded)
     if not arrays:  # a process without a share
         (one,) = run_batches(backbone, [torch.zeros(1, 3, *clips.image_size)], how)
         arrays = _room(data, backbone, settings, allocate, one.shape[-1])
     return arrays
+
+# %% ../../nbs/eval/02_tokens.ipynb #1e72f410
+def said_of(data: Sources | Images | Sequence[Source]) -> dict[str, Any]:  # For `Tokens`
+    "What is known about videos or pictures besides their pixels."
+    names = [item.name for item in getattr(data, "items", data)]
+    return {"names": names, "classes": getattr(data, "classes", None), "semantic": getattr(data, "semantic", True)}
 
 # %% ../../nbs/eval/02_tokens.ipynb #bf6bc047
 def extract_tokens(
@@ -384,9 +401,3 @@ def extract_tokens(
     masks = read_masks(data, settings, allocate=allocate, shard=shard)
     arrays = read_tokens(backbone, data, settings, allocate=allocate, shard=shard)
     return Tokens(masks=masks, grid=grid, **arrays, **said_of(data))
-
-
-def said_of(data: Sources | Images | Sequence[Source]) -> dict[str, Any]:  # For `Tokens`
-    "What is known about videos or pictures besides their pixels."
-    names = [item.name for item in getattr(data, "items", data)]
-    return {"names": names, "classes": getattr(data, "classes", None), "semantic": getattr(data, "semantic", True)}
