@@ -13,7 +13,7 @@ from timet.eval import clustering as room
 from timet.eval.clustering import (
     VARIANTS,
     cluster_images,
-    cluster_patches,
+    cluster_maps,
     count_maps,
     mean_colour_tokens,
     reduce_tokens,
@@ -97,7 +97,7 @@ def test_the_whole_protocol_against_brute_force(k, classes, absent, matching, ba
     features = standardize_pca(tokens.reshape(-1, 6), 4).reshape(6, 16, 4)
     want = []
     for seed in range(2):
-        maps = cluster_patches(features, (4, 4), k, seed=seed, niter=5, nredo=1)
+        maps = cluster_maps(features, (4, 4), k, sample=256 * k, seed=seed, niter=5, nredo=1)
         mean, per_class = naive_score(maps, masks, k, classes, matching, background)
         np.testing.assert_allclose(got.values[seed], mean)
         want.append(per_class)
