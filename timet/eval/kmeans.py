@@ -22,6 +22,7 @@ from ..run.check import Count, Natural, adjust
 # %% ../../nbs/eval/01_kmeans.ipynb #2a0f1ea9
 Read = Callable[[np.ndarray], np.ndarray]  # Makes numbers of a slice of rows, where they are kept otherwise
 _CHUNK = 1 << 14  # rows at a time
+NOT_FINITE = "features must be finite, got NaN or infinity; look for broken frames or a diverged checkpoint"
 
 
 def _moments(x: np.ndarray, read: Read) -> tuple[np.ndarray, np.ndarray]:
@@ -36,9 +37,6 @@ def _moments(x: np.ndarray, read: Read) -> tuple[np.ndarray, np.ndarray]:
         rows = read(x[start : start + _CHUNK]) - total / m
         square += rows.T @ rows
     return total / m, square / m
-
-
-NOT_FINITE = "features must be finite, got NaN or infinity; look for broken frames or a diverged checkpoint"
 
 # %% ../../nbs/eval/01_kmeans.ipynb #4ecdb8a1
 def standardize_pca(

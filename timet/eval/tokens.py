@@ -107,10 +107,8 @@ class Clips:
 
     def __str__(self) -> str:  # two scores of other frames cannot be compared
         image, mask = (" x ".join(map(str, _pair(s))) for s in (self.image_size, self.mask_size))
-        kind, apart = (
-            (" random frames", "") if self.sampling == "uniform" else (" frames", f" {self.delta_t:g} s apart")
-        )
-        return f"{self.num_frames}{kind}{apart} of each video, at {image} pixels, masks at {mask}"
+        kind = "random frames" if self.sampling == "uniform" else f"frames {self.delta_t:g} s apart"
+        return f"{self.num_frames} {kind} of each video, at {image} pixels, masks at {mask}"
 
 # %% ../../nbs/eval/02_tokens.ipynb #6f22fea4
 def choose_frames(
