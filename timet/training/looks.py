@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from ..core import data_folder, pick_precision, write_json
 from ..data.find import find_sources
 from ..data.source import Source
-from ..eval.tokens import say_clips
+from ..eval.tokens import Clips
 from ..run.folder import random_states, read_log, restore_random_states
 from .report import Look, Report, load_snapshot, look, score_lines, write_report
 from .session import Session
@@ -44,7 +44,7 @@ def how_scored(
     if not sources or (config.data and not config.val_data):
         return "", ""
     sizes = (config.image_size, config.image_size)
-    clips = say_clips(config.num_frames, config.delta_t, config.sampling, *sizes)
+    clips = str(Clips(config.num_frames, config.sampling, config.delta_t, *sizes))
     every = len(find_sources(data_folder(config.val_data, "heldout"), fps=config.fps, split=config.val_split))
     some = f", evenly spaced among {every}, of which the command takes all" if every > len(sources) else ""
     words = ["python", "-m", "timet.evaluate", session.folder, "--data", config.val_data or "samples", "--k", "gt",
