@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from timet.data.find import find_sources
 from timet.data.source import read_mask
 from timet.data.video import read_frames, scan
 from timet.eval.kmeans import standardize_pca
-from timet.film.movie import aspect_of, join_parts, paint_frame, ticks_of, write_part
+from timet.film.movie import PART, aspect_of, join_parts, paint_frame, ticks_of
 from timet.film.stream import (
     Clusters,
     fit_clusters,
@@ -35,6 +36,7 @@ from timet.film.stream import (
 )
 from timet.segment import RESULT, SegmentConfig, Settings, join_team, main, plan_jobs, read_note, segment
 from timet.viz.paint import cluster_colors
+from timet.viz.write import write_video
 
 SMALL = dict(clusters=3, image_size=32, frames=6, device="cpu")
 
@@ -281,14 +283,14 @@ def test_sound_that_a_container_cannot_hold_is_left_out_and_said(tmp_path, tiny)
 @pytest.mark.parametrize("size", [(64, 48), (63, 48), (63, 47)])
 def test_odd_sizes_and_colours(tmp_path, size):
     frames = [np.full((size[1], size[0], 3), c, np.uint8) for c in ((200, 40, 40), (40, 180, 60))]
-    write_part(tmp_path / "p.mp4", frames)
+    write_video(tmp_path / "p.mp4", frames, 25, PART)
     got = read_frames(tmp_path / "p.mp4")
     assert got.shape == (2, size[1], size[0], 3) and np.abs(got.astype(int) - np.stack(frames)).max() < 4
 
 
 def test_pixels_that_are_no_squares(tmp_path, tiny):
     path = tmp_path / "tv.mp4"
-    write_part(path, [np.zeros((32, 48, 3), np.uint8)] * 3, aspect=Fraction(16, 11))
+    write_video(path, [np.zeros((32, 48, 3), np.uint8)] * 3, 25, replace(PART, aspect=Fraction(16, 11)))
     source = find_sources(path)[0]
     assert aspect_of(source) == Fraction(16, 11)
     (done,) = segment(path, tiny, tmp_path / "out.mp4", Settings(**SMALL))
@@ -506,7 +508,7 @@ def test_saved_clusters_come_back(tmp_path):
     again = Clusters.load(tmp_path / "c.safetensors")
     assert torch.equal(again.weight, clusters.weight) and again.spread == clusters.spread
     with pytest.raises(TimetError, match="at least one frame"):
-        write_part(tmp_path / "p.mp4", [])
+        write_video(tmp_path / "p.mp4", [], 25, PART)
     with pytest.raises(TimetError, match="ends in"):
         join_parts(tmp_path / "x.avi", [], None)
 

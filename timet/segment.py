@@ -12,7 +12,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,10 +28,11 @@ from .data.source import Source, VideoSource
 from .data.video import VideoError, open_video, scan
 from .eval.cache import content_key
 from .eval.options import open_backbone
-from .film.movie import CONTAINERS, aspect_of, join_parts, paint_frame, write_mask, write_part
+from .film.movie import CONTAINERS, PART, aspect_of, join_parts, paint_frame
 from .film.stream import Clusters, fit_clusters, sample_tokens, stream_labels, working_size
 from .run.command import parse, run_command
 from .viz.paint import cluster_colors
+from .viz.write import write_mask, write_video
 
 # %% ../nbs/10_segment.ipynb #61a87223
 @dataclass(frozen=True, kw_only=True)
@@ -219,7 +220,7 @@ def do_part(
                 advance()
 
         aspect = aspect_of(job.source)
-        write_part(job.piece(number, ".mp4"), pictures(), quality=settings.quality, aspect=aspect)
+        write_video(job.piece(number, ".mp4"), pictures(), 25, replace(PART, quality=settings.quality, aspect=aspect))
     write_json(job.piece(number, ".json"), {"lost": lost, "pixels": pixels})
 
 

@@ -30,8 +30,8 @@ from .options import NetworkConfig, category_ids
 from .propagate import forward_masks, frame_tokens, object_masks
 from .tokens import resize_labels
 from ..run.command import parse, run_command
-from ..samples import write_mask
 from ..settings import Forwarder
+from ..viz.write import write_mask
 
 # %% ../../nbs/eval/53_forwarding.ipynb #26c27acf
 METHODS = ("copy", *FLOWS, "ff")

@@ -8,7 +8,6 @@ __all__ = ['SHOW', 'MARGIN', 'TITLE', 'GAP', 'LEGEND', 'CURVE', 'LINES', 'GUIDE'
 
 # %% ../../nbs/lab/02_sidebyside.ipynb #8a8fd3e2
 from collections.abc import Iterator
-from fractions import Fraction
 from functools import lru_cache
 from itertools import pairwise
 from pathlib import Path
@@ -20,11 +19,12 @@ from einops import rearrange
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
-from ..core import TimetError, atomic_write
+from ..core import TimetError
 from ..eval.temporal import survival
 from .compare import Comparison, Tell
 from ..viz.paint import color_map, overlay
 from ..viz.strips import film_strip
+from ..viz.write import write_gif, write_video
 
 # %% ../../nbs/lab/02_sidebyside.ipynb #cd03876e
 SHOW = ("clusters", "classes", "lost patches")
@@ -232,30 +232,10 @@ def save_film(
     def frames() -> Iterator[np.ndarray]:
         for i in range(len(clip.frames)):
             tell(i + 1, len(clip.frames))
-            yield side_by_side(comparison, i, clusters=clusters, show=show, opacity=opacity, later=later,
-                               adjusted=adjusted, dark=dark)  # fmt: skip
+            picture = side_by_side(comparison, i, clusters=clusters, show=show, opacity=opacity, later=later,
+                                   adjusted=adjusted, dark=dark)  # fmt: skip
+            yield picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]  # every player knows even sides
 
-    with atomic_write(path) as part:
-        (_write_gif if path.suffix.lower() == ".gif" else _write_mp4)(part, frames(), fps)
+    write = write_gif if path.suffix.lower() == ".gif" else write_video
+    write(path, frames(), fps)
     return path
-
-# %% ../../nbs/lab/02_sidebyside.ipynb #2af27993
-def _write_gif(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
-    "One palette a frame, played for ever."
-    pictures = [Image.fromarray(frame).quantize(128, dither=Image.Dither.NONE) for frame in frames]
-    pictures[0].save(path, save_all=True, append_images=pictures[1:], duration=round(1000 / fps), loop=0)
-
-
-def _write_mp4(path: Path, frames: Iterator[np.ndarray], fps: float) -> None:
-    "H.264 that every player knows: even sizes, 4:2:0."
-    import av
-
-    with av.open(str(path), "w", format="mp4") as film:
-        stream = film.add_stream("libx264", rate=Fraction(fps).limit_denominator(1000))
-        stream.pix_fmt, stream.options = "yuv420p", {"crf": "20"}
-        for i, frame in enumerate(frames):
-            even = np.ascontiguousarray(frame[: frame.shape[0] // 2 * 2, : frame.shape[1] // 2 * 2])
-            if i == 0:
-                stream.height, stream.width = even.shape[:2]
-            film.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-        film.mux(stream.encode())

@@ -14,7 +14,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
@@ -179,9 +178,16 @@ def as_picture(
         blank = ~np.isfinite(x)
         low, high = limits or (np.nanmin(x, initial=np.inf, where=~blank), np.nanmax(x, initial=-np.inf, where=~blank))
         scaled = np.clip((np.where(blank, 0, x) - low) / max(high - low, 1e-12), 0, 1) if low <= high else 0 * x
-        picture = (matplotlib.colormaps[colormap](np.nan_to_num(scaled))[..., :3] * 255).round().astype(np.uint8)
+        picture = (_colormap(colormap)(np.nan_to_num(scaled))[..., :3] * 255).round().astype(np.uint8)
     picture[blank] = BLANK
     return picture
+
+
+def _colormap(name: str) -> Any:
+    "A colour map of matplotlib, which is loaded when the first number is painted."
+    import matplotlib
+
+    return matplotlib.colormaps[name]
 
 
 def resize(
@@ -241,7 +247,7 @@ def root_map(
     colormap: str = "inferno",  # matplotlib's name
 ) -> np.ndarray:  # Colours, 0 to 1 `(... 3)`
     "Colours of the roots of values."
-    return matplotlib.colormaps[colormap](np.sqrt(np.clip(values, 0, 1)))[..., :3]
+    return _colormap(colormap)(np.sqrt(np.clip(values, 0, 1)))[..., :3]
 
 
 def glow(
@@ -320,6 +326,8 @@ TEXT = 15  # Height of titles, pixels
 @lru_cache(maxsize=4)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     "The letters that matplotlib brings along and its figures use."
+    import matplotlib
+
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 # %% ../../nbs/viz/00_paint.ipynb #30945f0a
