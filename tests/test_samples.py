@@ -230,7 +230,7 @@ def test_clips_of_another_set_stop_a_render(tmp_path):
         (["--out", "{file}"], "is a file; choose a folder"),
         (["--out", "{file}/below"], "cannot write"),
         (["--out", "{new}", "--frames", "1"], "--frames must be at least 2, got 1"),
-        (["--out", "{new}", "--train", "-1"], "--train must be from 0 to 100, got -1"),
+        (["--out", "{new}", "--train", "-1"], "--train must be at least 0 and at most 100, got -1"),
         (["--out", "{new}", "--train", "0", "--heldout", "0"], "nothing to draw"),
         (["--out", "{new}", "--seed", "-4"], "--seed must be at least 0, got -4"),
     ],

@@ -20,6 +20,7 @@ from .film.jobs import Segmented, Settings
 from .run.check import adjust
 from .run.command import command
 
+# %% ../nbs/10_segment.ipynb #9f9b95d6
 if TYPE_CHECKING:
     from timet.backbone import Backbone
 

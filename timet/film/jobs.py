@@ -23,6 +23,7 @@ from .movie import CONTAINERS
 from ..run.check import Count, flat
 from ..settings import Sight
 
+# %% ../../nbs/film/02_jobs.ipynb #304f6bec
 if TYPE_CHECKING:
     from timet.backbone import Backbone
 
