@@ -5,12 +5,11 @@
 # %% auto #0
 __all__ = ['BLANK', 'LIGHT', 'DARK', 'OKABE_ITO', 'DICHROMATS', 'TEXT', 'Theme', 'theme', 'as_array', 'oklab', 'cluster_colors',
            'color_map', 'matched_colors', 'as_picture', 'resize', 'overlay', 'root_map', 'glow', 'mark_patch',
-           'image_grid', 'picture_at', 'sparkline', 'tokens_to_rgb']
+           'image_grid', 'picture_at', 'tokens_to_rgb']
 
 # %% ../../nbs/viz/00_paint.ipynb #b18218a4
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -347,49 +346,6 @@ def picture_at(
     column, right = divmod(x * shape[1], w + gap)
     inside = head <= down < head + h and right < w and column < columns
     return (int(row * columns + column), right / w, (down - head) / h) if inside else None
-
-# %% ../../nbs/viz/00_paint.ipynb #3d63e904
-def sparkline(
-    series: Any,  # Name -> values `(t,)`; NaN leaves a gap
-    size: tuple[int, int],  # Rows and columns of the picture, pixels
-    *,
-    mark: int | None = None,  # The value that is looked at
-    limits: tuple[float, float] = (0.0, 1.0),  # Ends of the upright axis
-    colors: Any = None,  # Another palette `uint8 (k 3)`
-    dark: bool = False,  # For a dark page
-) -> np.ndarray:  # `uint8 (h w 3)`
-    "Small curves with three guides, for a cell of `image_grid`; the value at the mark is written."
-    look, (h, w), (low, high) = theme(dark), size, limits
-    image = Image.new("RGB", (w, h), look.paper)
-    draw, font, palette = (
-        ImageDraw.Draw(image),
-        _font(13),
-        cluster_colors(max(len(series), 1)) if colors is None else colors,
-    )
-    left, right, top, bottom = 40, w - 12, 12 + 18 * len(series), h - 14
-
-    def place(i: int, v: float, t: int) -> tuple[float, float]:
-        return left + (right - left) * i / max(t - 1, 1), bottom - (bottom - top) * (min(max(v, low), high) - low) / (
-            high - low
-        )
-
-    for v in (low, (low + high) / 2, high):
-        y = place(0, v, 2)[1]
-        draw.line([left, y, right, y], fill=look.guide)
-        draw.text((left - 6, y), f"{v:g}", fill=look.faint, font=font, anchor="rm")
-    for n, ((name, values), color) in enumerate(zip(series.items(), palette)):
-        values, color = as_array(values).astype(float), tuple(int(c) for c in color)
-        points = [place(i, v, len(values)) if np.isfinite(v) else None for i, v in enumerate(values)]
-        for a, b in pairwise(points):
-            if a and b:
-                draw.line([*a, *b], fill=color, width=3)
-        at = points[mark] if mark is not None and mark < len(points) else None
-        if at:
-            draw.ellipse([at[0] - 6, at[1] - 6, at[0] + 6, at[1] + 6], fill=color, outline=look.ink, width=2)
-        said = f"{name} {values[mark]:.2f}" if at else str(name)
-        draw.rectangle([left, 7 + 18 * n, left + 10, 17 + 18 * n], fill=color)
-        draw.text((left + 16, 12 + 18 * n), said, fill=look.ink, font=font, anchor="lm")
-    return np.asarray(image)
 
 # %% ../../nbs/viz/00_paint.ipynb #f09265a8
 def tokens_to_rgb(
