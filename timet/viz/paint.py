@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BLANK', 'LIGHT', 'DARK', 'OKABE_ITO', 'DICHROMATS', 'TEXT', 'Theme', 'theme', 'as_array', 'oklab', 'cluster_colors',
            'color_map', 'matched_colors', 'as_picture', 'resize', 'overlay', 'root_map', 'glow', 'mark_patch',
-           'image_grid', 'picture_at', 'tokens_to_rgb']
+           'image_grid', 'picture_at', 'stack', 'principal_axes', 'tokens_to_rgb']
 
 # %% ../../nbs/viz/00_paint.ipynb #b18218a4
 from collections.abc import Sequence
@@ -347,6 +347,32 @@ def picture_at(
     inside = head <= down < head + h and right < w and column < columns
     return (int(row * columns + column), right / w, (down - head) / h) if inside else None
 
+# %% ../../nbs/viz/00_paint.ipynb #36984f1c
+def stack(
+    pictures: Sequence[np.ndarray],  # `uint8 (h w 3)` each
+    *,
+    gap: int = 8,  # Empty pixels between them
+    dark: bool = False,  # For a dark page
+) -> np.ndarray:  # As wide as the widest `uint8 (h w 3)`
+    "Put pictures below each other, from the left."
+    paper = np.array(tuple(bytes.fromhex(theme(dark).paper[1:])), np.uint8)
+    width = max(picture.shape[1] for picture in pictures)
+    rows = []
+    for picture in pictures:
+        row = np.broadcast_to(paper, (len(picture) + gap, width, 3)).copy()
+        row[gap:, : picture.shape[1]] = picture
+        rows.append(row)
+    return np.concatenate(rows)[gap:]
+
+# %% ../../nbs/viz/00_paint.ipynb #1bb9bde7
+def principal_axes(
+    covariance: np.ndarray,  # Of features, or a multiple of it `(d d)`
+    dim: int,  # How many, at most `d`
+) -> np.ndarray:  # Orthonormal columns, the axis of the largest variance first `(d dim)`
+    "Principal axes. An eigenvector has no sign of its own: its largest entry is made positive."
+    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :dim]
+    return axes * np.where(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])] < 0, -1, 1)
+
 # %% ../../nbs/viz/00_paint.ipynb #f09265a8
 def tokens_to_rgb(
     tokens: Any,  # Patch tokens of one or several frames `([t] n d)`
@@ -364,9 +390,7 @@ def tokens_to_rgb(
     if not good.any():
         return np.full((*tokens.shape[:-2], *grid, 3), BLANK, np.uint8)
     centred = flat[good] - flat[good].mean(0)
-    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :3]
-    # an eigenvector has no sign of its own: make its largest entry positive
-    axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])] < 0, -1, 1)
+    axes = principal_axes(centred.T @ centred, 3)
     value = np.pad(centred @ axes, ((0, 0), (0, 3 - axes.shape[1])))
     low, high = np.quantile(value, [0.02, 0.98], axis=0)
     picture = np.full((len(flat), 3), BLANK, np.uint8)
