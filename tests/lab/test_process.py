@@ -188,7 +188,7 @@ def test_nothing_is_left_when_the_notebook_is_killed(tmp_path: Path):
     out = tmp_path / "run"
     code = f"""
         import time
-        from timet.training.config import TrainConfig
+        from timet.training.config import preset_config
         from timet.lab.process import Run
         run = Run(preset_config("demo", max_steps=5000, batch_size=4, image_size=32, num_prototypes=8, head=(16, 8), eval=False,
                               save_every=0, out={str(out)!r}))

@@ -119,9 +119,10 @@ def _name_above(figure: Figure, axes: Axes, drawn: list[tuple], frame: Frame) ->
     axes.set_position((0.42 / wide, bottom / high, 1 - 0.56 / wide, max(1 - (top + bottom + 0.05) / high, 0.2)))
     for i, (text, color) in enumerate(said):
         figure.text(0.42 / wide, 1 - (0.06 + 0.18 * i) / high, text, va="top", fontsize=10, color=color)
-    axes.set_title("")
     axes.xaxis.set_major_locator(MaxNLocator(6, integer=bool(all((at % 1 == 0).all() for _, at, *_ in drawn))))
     axes.yaxis.set_major_locator(MaxNLocator(3))
+    if not any(np.isfinite(mean).any() for mean, *_ in drawn):
+        axes.set_yticks([])
 
 # %% ../../nbs/viz/01_charts.ipynb #d74f4b16
 def curves(
@@ -139,7 +140,8 @@ def curves(
     frame = replace(frame, **changes)
     look = theme(frame.dark)
     figure = Figure(figsize=frame.size, dpi=100, facecolor=look.paper, layout=None if frame.small else "constrained")
-    axes = _plain(figure, look, frame.ylabel, frame.title, frame.xlabel, 10 if frame.small else 12)
+    title, letters = ("", 10) if frame.small else (frame.title, 12)
+    axes = _plain(figure, look, frame.ylabel, title, frame.xlabel, letters)
     if frame.log:
         axes.set_yscale("log")
     if frame.limits is not None:
