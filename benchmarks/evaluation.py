@@ -8,7 +8,7 @@
 
 The tokens lie in a temporary folder as a memory map (bf16 bits unless `--store fp32`), written slice by slice: groups of patches
 with a centre of their own, an offset for each image, and noise. All are scored over the whole set, five seeds of k-means each,
-with the functions of `timet.eval.image`; the dataset-wise protocol of videos is made of the same parts.
+with the functions of `timet.eval.clustering`; the dataset-wise protocol of videos is made of the same parts.
 
 Each set has a process of its own. Seconds are on the clock and, beside them, of the processor (both cores together): where other
 work shared the machine, half the latter is what two free cores would need at least. Memory is the highest resident set during
@@ -38,8 +38,9 @@ from pathlib import Path
 import numpy as np
 import psutil
 
-from timet.eval.image import count_images, reduce_images
-from timet.eval.kmeans import assign, load_faiss, match_many_to_one, miou, train_kmeans
+from timet.eval.clustering import count_maps, reduce_tokens
+from timet.eval.kmeans import assign, load_faiss, train_kmeans
+from timet.eval.score import match_many_to_one, miou
 from timet.eval.tokens import as_float, resize_labels
 
 HERE = Path(__file__).resolve().parent
@@ -136,7 +137,7 @@ def measure(name: str, store: str, seeds: int, scale: float) -> Iterator[dict]:
             for i in range(0, b, 64):
                 as_float(tokens[i : i + 64]).sum()
         with stage("standardise and PCA"):
-            features = reduce_images(tokens, 50)
+            features = reduce_tokens(tokens, 50)
         rows = features.reshape(-1, features.shape[2])
         count = min(len(rows), 256 * k)
         for seed in range(seeds):
@@ -148,7 +149,7 @@ def measure(name: str, store: str, seeds: int, scale: float) -> Iterator[dict]:
             with stage("assignment"):
                 labels = assign(rows, centroids).reshape(b, side, side)
             with stage("scoring"):
-                counts = count_images(labels, masks, k, g)
+                counts = count_maps(labels, masks, k, g)
                 means.append(miou(counts, match_many_to_one(counts))[0])
             reference = reference if seed else passes(labels, masks, k, g)
             yield {

@@ -48,7 +48,7 @@ from timet.eval.davis import region_similarity
 from timet.eval.kmeans import kmeans, standardize_pca
 from timet.eval.propagate import forward_masks, object_masks
 from timet.eval.temporal import temporal_consistency
-from timet.eval.tokens import resize_labels
+from timet.eval.tokens import Tokens, resize_labels
 from timet.lab.compare import Clip, clip_tokens, read_clip, same_colours
 from timet.run.check import flat
 from timet.run.command import parse, run_command
@@ -272,7 +272,8 @@ def measure(kind: str, tokens: np.ndarray, half: Half, seed: int, device: torch.
     asked = {"per frame": ("frame", "gt"), "per clip": ("clip", "gt"), "whole set": ("dataset", "gt")}
     asked[f"over-clustering, {settings.clusters} clusters"] = ("dataset", settings.clusters)
     for name, (protocol, k) in asked.items():
-        found = evaluate(tokens, masks, protocol, k, grid=grid, seeds=[seed], semantic=half.measured.semantic)
+        video = Tokens(tokens, masks, grid, semantic=half.measured.semantic)
+        found = evaluate(video, protocol=protocol, k=k, seeds=[seed])
         scores[name] = 100 * found.mean
     regions = half.regions.get(kind)
     if regions is None:

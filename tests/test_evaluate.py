@@ -13,13 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from timet import evaluate as room
 from timet.backbone import create_backbone, export_backbone
 from timet.core import TimetError
 from timet.data.find import find_sources
+from timet.eval import cache as room
 from timet.eval.cache import cache_folder, cached_arrays, content_key, fingerprint
 from timet.eval.clustering import evaluate
 from timet.eval.options import open_backbone
+from timet.eval.tokens import Clips
 from timet.evaluate import EvaluateConfig, format_table, load_tokens, main
 
 TINY = "timet_tiny_patch8_96"
@@ -228,8 +229,8 @@ def test_where_tokens_are_kept(monkeypatch, tmp_path):
 
 def test_one_pass_for_all_protocols_and_none_the_second_time(davis, tmp_path, capsys, monkeypatch):
     calls = []
-    real = room.extract_tokens
-    monkeypatch.setattr(room, "extract_tokens", lambda *a, **k: calls.append(1) or real(*a, **k))
+    real = room.read_tokens
+    monkeypatch.setattr(room, "read_tokens", lambda *a, **k: calls.append(1) or real(*a, **k))
     before = {p: p.stat().st_mtime_ns for p in davis.rglob("*")}
     main(command(davis, tmp_path / "cache", "--seeds", "2", "--k", "gt", "6", "--out", str(tmp_path / "out.json")))
     first = capsys.readouterr().out
@@ -246,7 +247,7 @@ def test_one_pass_for_all_protocols_and_none_the_second_time(davis, tmp_path, ca
         (p, k) for p in ("frame", "clip", "dataset") for k in ("gt", "6")
     ]
     # the same numbers as from Python
-    config = EvaluateConfig("random", davis, backbone=TINY, num_frames=3, no_cache=True)
+    config = EvaluateConfig("random", davis, backbone=TINY, clips=Clips(3), no_cache=True)
     sources = find_sources(davis)
     video, there = load_tokens(config, open_backbone("random", backbone=TINY), sources)
     assert not there and video.semantic and video.classes == {0: "background", 1: "beast", 2: "pet"}
@@ -259,7 +260,7 @@ def test_one_pass_for_all_protocols_and_none_the_second_time(davis, tmp_path, ca
 
 
 def test_length_of_clips_follows_the_dataset(davis, tiny):
-    config = EvaluateConfig("random", davis, backbone=TINY, no_cache=True, mask_size=32, image_size=48)
+    config = EvaluateConfig("random", davis, backbone=TINY, no_cache=True, clips=Clips(image_size=48, mask_size=32))
     video, _ = load_tokens(config, tiny, find_sources(davis))
     assert video.tokens.shape == (3, 16, 36, 128) and video.masks.shape == (3, 16, 32, 32)
 
@@ -311,7 +312,7 @@ def test_videos_without_masks_are_left_out_or_refused(tmp_path, capsys):
         (["--image-size", "30"], "does not divide"),
         (["--device", "gpu"], "device must be"),
         (["--split", "nothing"], "nothing"),
-        (["--sampling", "regular", "--delta-t", "-1"], "delta_t must be"),
+        (["--sampling", "regular", "--delta-t", "-1"], "--delta-t must be above 0"),
         (["--fps", "0"], "fps must be"),
         (["--data", "nowhere"], "cannot find nowhere"),
         (["--backbone", "nothing"], "no backbone"),
@@ -341,10 +342,10 @@ def test_a_diverged_checkpoint(davis, tiny, tmp_path):
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
     export_backbone(broken, tmp_path / "backbone.safetensors")
-    config = EvaluateConfig(str(tmp_path), davis, cache=tmp_path / "cache", num_frames=2)
+    config = EvaluateConfig(str(tmp_path), davis, cache=tmp_path / "cache", clips=Clips(2))
     with pytest.raises(TimetError, match="not finite"):
         load_tokens(config, open_backbone(config.checkpoint), find_sources(davis))
-    assert not list((tmp_path / "cache").iterdir())
+    assert not list((tmp_path / "cache").glob("*/tokens.npy"))  # the masks are right, and stay
 
 
 def test_table():

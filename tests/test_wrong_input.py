@@ -20,7 +20,8 @@ from timet.data.find import find_sources
 from timet.data.source import read_mask
 from timet.data.video import read_frames, scan
 from timet.eval.clustering import evaluate
-from timet.eval.kmeans import confusion, kmeans
+from timet.eval.kmeans import kmeans
+from timet.eval.score import confusion
 from timet.feature_forwarder import forward_maps
 from timet.loss import TimeT
 from timet.sinkhorn import sinkhorn

@@ -23,7 +23,7 @@ from .backbone import export_backbone
 from .core import data_folder, pick_precision, progress, write_json
 from .data.find import find_sources
 from .data.source import Source
-from .eval.tokens import say_clips
+from .eval.tokens import Clips
 from .run.check import flat
 from .run.command import command
 from timet.run.folder import (
@@ -132,7 +132,7 @@ def how_scored(
     if not sources or (config.data and not config.val_data):
         return "", ""
     sizes = (config.image_size, config.image_size)
-    clips = say_clips(config.num_frames, config.delta_t, config.sampling, *sizes)
+    clips = str(Clips(config.num_frames, config.sampling, config.delta_t, *sizes))
     every = len(find_sources(data_folder(config.val_data, "heldout"), fps=config.fps, split=config.val_split))
     some = f", evenly spaced among {every}, of which the command takes all" if every > len(sources) else ""
     words = ["python", "-m", "timet.evaluate", session.folder, "--data", config.val_data or "samples", "--k", "gt",

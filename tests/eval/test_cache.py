@@ -17,8 +17,8 @@ from torch import nn
 from timet.core import TimetError, samples_dir
 from timet.data.find import find_sources
 from timet.data.images import ImageFile, Images, frames_as_images
-from timet.eval.cache import cache_limit, cached_arrays, content_key, image_tokens, say_size
-from timet.eval.tokens import as_float, extract_image_tokens
+from timet.eval.cache import cache_limit, cached_arrays, content_key, kept_tokens, say_size
+from timet.eval.tokens import as_float, extract_tokens
 
 
 class Patches(nn.Module):
@@ -49,7 +49,7 @@ from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 import numpy as np
 from test_cache import SIZES, Patches, find
-from timet.eval.cache import cached_arrays, image_tokens, kept_arrays
+from timet.eval.cache import cached_arrays, kept_arrays, kept_tokens
 from timet.core import TimetError
 from timet.run.processes import this_shard
 """
@@ -73,19 +73,19 @@ def touch(file: Path) -> None:
 
 def test_the_second_time_nothing_runs(root, tmp_path):
     model, images = Patches(), find(root)
-    want = extract_image_tokens(Patches(), images, **SIZES)
-    first = image_tokens(model, images, cache=tmp_path / "c", **SIZES)
-    again = image_tokens(model, images, cache=tmp_path / "c", **SIZES)
+    want = extract_tokens(Patches(), images, **SIZES)
+    first = kept_tokens(model, images, folder=tmp_path / "c", **SIZES)[0]
+    again = kept_tokens(model, images, folder=tmp_path / "c", **SIZES)[0]
     assert model.seen == 9
-    for got in (first, again, image_tokens(Patches(), images, no_cache=True, **SIZES)):
+    for got in (first, again, kept_tokens(Patches(), images, **SIZES)[0]):
         np.testing.assert_array_equal(got.tokens, want.tokens)
         np.testing.assert_array_equal(got.masks, want.masks)
         assert got.grid == (2, 2) and got.names == images.names
     assert isinstance(again.tokens, np.memmap) and not again.tokens.flags.writeable
     # the same tokens with masks of another size; another precision of what is kept is another entry
-    assert image_tokens(model, images, cache=tmp_path / "c", **SIZES | {"mask_size": 7}).masks.shape == (9, 7, 7)
+    assert kept_tokens(model, images, folder=tmp_path / "c", **SIZES | {"mask_size": 7})[0].masks.shape == (9, 7, 7)
     assert model.seen == 9
-    small = image_tokens(model, images, cache=tmp_path / "c", store="bf16", **SIZES)
+    small = kept_tokens(model, images, folder=tmp_path / "c", store="bf16", **SIZES)[0]
     assert model.seen == 18 and small.tokens.dtype == np.uint16
     np.testing.assert_allclose(as_float(small.tokens), want.tokens, rtol=2**-8)
 
@@ -95,7 +95,7 @@ def test_what_changes_the_tokens_and_what_only_the_masks(root, tmp_path):
 
     def passes() -> int:
         before = model.seen
-        image_tokens(model, find(root), cache=tmp_path / "c", **SIZES)
+        kept_tokens(model, find(root), folder=tmp_path / "c", **SIZES)[0]
         return model.seen - before
 
     assert (passes(), passes()) == (9, 0)
@@ -104,7 +104,7 @@ def test_what_changes_the_tokens_and_what_only_the_masks(root, tmp_path):
     Image.fromarray(np.full((16, 24), 1, np.uint8)).save(root / "m3.png")
     touch(root / "m3.png")
     assert passes() == 0
-    assert (image_tokens(model, find(root), cache=tmp_path / "c", **SIZES).masks[3] == 1).all()
+    assert (kept_tokens(model, find(root), folder=tmp_path / "c", **SIZES)[0].masks[3] == 1).all()
     keys = [content_key(model, find(root), {}), content_key(None, find(root), {})]
     keys += [content_key(model, find(root).subset([1, 0]), {}), content_key(None, find(root).subset([1, 0]), {})]
     white = Images([ImageFile(i.name, i.path, i.mask_path, white=True) for i in find(root).items])
@@ -116,16 +116,16 @@ def test_frames_of_videos_are_cached_too(tmp_path):
     videos = find_sources(samples_dir() / "heldout")[:2]
     model = Patches()
     for per_video, seen in ((2, 4), (2, 4), (1, 6)):
-        image_tokens(model, frames_as_images(videos, per_video), cache=tmp_path, **SIZES)
+        kept_tokens(model, frames_as_images(videos, per_video), folder=tmp_path, **SIZES)[0]
         assert model.seen == seen
 
 
 def test_a_damaged_entry_is_made_anew(root, tmp_path):
     model = Patches()
-    image_tokens(model, find(root), cache=tmp_path / "c", **SIZES)
+    kept_tokens(model, find(root), folder=tmp_path / "c", **SIZES)[0]
     for file in (tmp_path / "c").glob("*/tokens.npy"):
         file.write_bytes(b"\x93NUMPY")
-    image_tokens(model, find(root), cache=tmp_path / "c", **SIZES)
+    kept_tokens(model, find(root), folder=tmp_path / "c", **SIZES)[0]
     assert model.seen == 18 and not list((tmp_path / "c").glob(".part-*"))
     assert sorted(p.name for p in (tmp_path / "c").glob("*/*")) == ["masks.npy", "tokens.npy"]
 
@@ -133,15 +133,15 @@ def test_a_damaged_entry_is_made_anew(root, tmp_path):
 def test_the_size_is_said_in_advance(root, tmp_path, capsys, monkeypatch):
     say_size((1449, 784, 384), "bf16", Path("x"))
     assert capsys.readouterr().err == "tokens: 1,449 x 784 x 384 in bf16, 0.87 GB in x\n"
-    image_tokens(Patches(), find(root), cache=tmp_path / "c", **SIZES)
+    kept_tokens(Patches(), find(root), folder=tmp_path / "c", **SIZES)[0]
     assert capsys.readouterr().err == ""  # too small for a word
     from timet.eval import cache
 
     monkeypatch.setattr(cache, "say_size", lambda *a: say_size(*a, worth=0))
     for said in ("tokens: 9 x 4 x 3 in bf16, 0.00 GB in ", ""):
-        image_tokens(Patches(), find(root), cache=tmp_path / "c", store="bf16", **SIZES)
+        kept_tokens(Patches(), find(root), folder=tmp_path / "c", store="bf16", **SIZES)[0]
         assert capsys.readouterr().err.startswith(said) and (said or not capsys.readouterr().err)
-    image_tokens(Patches(), find(root), no_cache=True, **SIZES)
+    kept_tokens(Patches(), find(root), **SIZES)[0]
     assert "in memory" in capsys.readouterr().err
 
 
@@ -189,10 +189,10 @@ def test_two_processes_of_one_run_fill_one_entry(root, tmp_path):
         + """
 model, images, folder = Patches(), find(sys.argv[1]), Path(sys.argv[2])
 shard = this_shard()
-kept = image_tokens(model, images, cache=folder, **SIZES)
+kept = kept_tokens(model, images, folder=folder, **SIZES)[0]
 shares = model.seen
-again = image_tokens(model, images, cache=folder, **SIZES)
-bare = image_tokens(model, images, no_cache=True, **SIZES)
+again = kept_tokens(model, images, folder=folder, **SIZES)[0]
+bare = kept_tokens(model, images, **SIZES)[0]
 assert (bare.tokens == kept.tokens).all() and (bare.masks == kept.masks).all() and bare.tokens.sum() != 0
 print(shard, shares, model.seen, flush=True)
 
@@ -235,8 +235,8 @@ main(sys.argv[3:])
     assert "12 clips of 1 frames" in first[3] and "one pass of the backbone" in first[-1]  # the first scores and prints
     assert len(list((tmp_path / "c").iterdir())) == 2  # tokens, masks, and no remains
     model = Patches()
-    kept = image_tokens(model, find(root), cache=tmp_path / "c", **SIZES)
-    want = extract_image_tokens(Patches(), find(root), **SIZES)
+    kept = kept_tokens(model, find(root), folder=tmp_path / "c", **SIZES)[0]
+    want = extract_tokens(Patches(), find(root), **SIZES)
     assert model.seen == 0
     np.testing.assert_array_equal(kept.tokens, want.tokens)
     np.testing.assert_array_equal(kept.masks, want.masks)
@@ -252,7 +252,7 @@ class Slow(Patches):
         sys.stdin.readline()
         return super().tokens(images)
 
-kept = image_tokens(Slow(), find(sys.argv[1]), cache=Path(sys.argv[2]), **SIZES)
+kept = kept_tokens(Slow(), find(sys.argv[1]), folder=Path(sys.argv[2]), **SIZES)[0]
 print("sum", float(kept.tokens.sum()), flush=True)
 """
     )
@@ -265,12 +265,12 @@ print("sum", float(kept.tokens.sum()), flush=True)
         assert child.stdout.readline().strip() == "running"
     killed.send_signal(signal.SIGKILL)
     killed.wait()
-    mine = image_tokens(Patches(), find(root), cache=folder, **SIZES)  # finishes while the other is at work
+    mine = kept_tokens(Patches(), find(root), folder=folder, **SIZES)[0]  # finishes while the other is at work
     said = slower.communicate("\n" * 9, timeout=100)[0].splitlines()[-1]
     assert slower.returncode == 0 and said == f"sum {float(mine.tokens.sum())}"
     left = list(folder.glob(".part-*"))
     assert len(left) == 1 and len(list(folder.iterdir())) == 3
     os.utime(left[0], (time.time() - 90_000,) * 2)
     model = Patches()
-    image_tokens(model, find(root), cache=folder, **SIZES | {"mask_size": 3})  # a day later it is swept up
+    kept_tokens(model, find(root), folder=folder, **SIZES | {"mask_size": 3})[0]  # a day later it is swept up
     assert model.seen == 0 and not left[0].exists()

@@ -10,9 +10,10 @@ from torch import nn
 
 from timet.core import TimetError
 from timet.eval.clustering import VARIANTS, cluster_maps, cluster_pixels, evaluate, reduce_tokens
-from timet.eval.kmeans import kmeans, match_hungarian, match_many_to_one
+from timet.eval.kmeans import kmeans
+from timet.eval.score import match_hungarian, match_many_to_one
 from timet.eval.temporal import follow, pixel_tokens, survival, temporal_consistency, track_tokens
-from timet.eval.tokens import VideoTokens, extract_tokens, resize_labels
+from timet.eval.tokens import Tokens, extract_tokens, resize_labels
 
 
 class Clip:
@@ -115,14 +116,14 @@ class Broken(Patches):
     "call, words",
     [
         (lambda: extract_tokens(Patches(), []), "at least one video"),
-        (lambda: extract_tokens(Patches(), [Clip("a")], num_frames=0), "one frame a clip"),
+        (lambda: extract_tokens(Patches(), [Clip("a")], num_frames=0), "num_frames must be at least 1"),
         (lambda: extract_tokens(Patches(), [Clip("a")], image_size=20), "does not divide"),
         (lambda: extract_tokens(Patches(), [Clip("a")], image_size=16, device="cpu", sampling="often"), "sampling"),
         (lambda: extract_tokens(Patches(), [Clip("a", fail=True)], image_size=16, device="cpu"), "cannot read a"),
         (lambda: extract_tokens(Broken(), [Clip("a"), Clip("b")], image_size=16, device="cpu"), "a are not finite"),
         (lambda: extract_tokens(Patches(), [Clip("a")], image_size=16, precision="int8"), "precision must be"),
-        (lambda: VideoTokens(np.zeros((1, 2, 4, 3)), np.zeros((1, 2, 5, 5)), (3, 2)), "n=6"),
-        (lambda: VideoTokens(np.zeros((1, 2, 4, 3)), np.zeros((1, 3, 5, 5)), (2, 2)), "masks must have"),
+        (lambda: Tokens(np.zeros((1, 2, 4, 3)), np.zeros((1, 2, 5, 5)), (3, 2)), "n=6"),
+        (lambda: Tokens(np.zeros((1, 2, 4, 3)), np.zeros((1, 3, 5, 5)), (2, 2)), "masks must have"),
     ],
 )
 def test_extract_tokens_explains(call, words):
@@ -241,7 +242,7 @@ def test_released_order_clusters_pixels_of_enlarged_features():
     score = evaluate(tokens, masks, "clip", order="released", seeds=1)
     assert score.settings["order"] == "released" and 0 < score.mean <= 1
     assert evaluate(tokens, masks, "dataset", variant="released", size=30, seeds=1).settings["size"] == [30, 30]
-    assert VARIANTS["released"]["size"]["dataset"] == 112 and VARIANTS["released"]["pca_scope"]["clip"] == 16
+    assert VARIANTS["released"]["dataset"].size == 112 and VARIANTS["released"]["clip"].pca_scope == 16
 
 
 def test_scope_of_the_pca():
@@ -259,7 +260,7 @@ def test_scope_of_the_pca():
 
 def test_dataset_scores_need_ids_that_are_classes():
     tokens, masks = toy()
-    video = VideoTokens(tokens, masks, (6, 6), semantic=False)
+    video = Tokens(tokens, masks, (6, 6), semantic=False)
     with pytest.raises(TimetError, match="objects of one video each"):
         evaluate(video, protocol="dataset")
     assert evaluate(video, protocol="dataset", force=True, seeds=1).mean > 0

@@ -22,8 +22,8 @@ from timet.eval.foreground import (
     jaccard,
     main,
 )
-from timet.eval.kmeans import confusion, match_hungarian, miou
-from timet.eval.tokens import ImageTokens
+from timet.eval.score import confusion, match_hungarian, miou
+from timet.eval.tokens import Tokens
 
 
 @pytest.fixture(scope="module")
@@ -254,7 +254,7 @@ def test_command(monkeypatch, capsys, tmp_path, tiny):
 
     def load_part(config, networks, split):
         tokens, masks, attended = parts[split]
-        return ImageTokens(tokens, masks, (6, 6), [], {0: "background", 1: "fish"}), attended
+        return Tokens(tokens, masks, (6, 6), [], {0: "background", 1: "fish"}), attended
 
     monkeypatch.setattr(room, "load_part", load_part)
     monkeypatch.setattr("timet.eval.options.open_backbone", lambda *a, **k: tiny)
@@ -287,7 +287,7 @@ def test_reading_a_part(monkeypatch, tiny):
         with torch.no_grad():
             tokens = backbone.tokens(torch.randn(3, 3, 96, 96)).numpy()
         masks = np.random.default_rng(0).integers(0, 3, (3, 20, 20))
-        return ImageTokens(tokens, masks, (12, 12), ["a", "b", "c"])
+        return Tokens(tokens, masks, (12, 12), ["a", "b", "c"])
 
     monkeypatch.setattr(room, "labelled_images", lambda config, split: images)
     monkeypatch.setattr(room, "stored_tokens", tokens_of)

@@ -9,19 +9,19 @@ import pytest
 from PIL import Image
 
 from timet.core import TimetError, check_shape
-from timet.eval import image as room
-from timet.eval.image import (
+from timet.eval import clustering as room
+from timet.eval.clustering import (
     VARIANTS,
     cluster_images,
     cluster_patches,
-    count_images,
-    format_scores,
+    count_maps,
     mean_colour_tokens,
-    reduce_images,
+    reduce_tokens,
 )
+from timet.eval.image import format_scores, main
 from timet.eval.kmeans import assign, kmeans, standardize_pca, train_kmeans
-from timet.eval.options import score_row
-from timet.eval.tokens import ImageTokens
+from timet.eval.score import score_row
+from timet.eval.tokens import Tokens
 
 QUICK = {"niter": 5, "nredo": 1, "seeds": 2}
 
@@ -110,7 +110,7 @@ def test_the_whole_protocol_against_brute_force(k, classes, absent, matching, ba
 def test_ties_and_masks_that_do_not_divide():
     # two clusters, each half in class 0 and half in class 1: the lowest class takes both
     maps, masks = np.array([[[0, 1]]]), np.array([[[0, 1], [0, 1]]], np.uint8).transpose(0, 2, 1)
-    counts = count_images(maps, masks, 2, 2)
+    counts = count_maps(maps, masks, 2, 2)
     assert counts.tolist() == [[1, 1], [1, 1]]
     for matching in ("hungarian", "many-to-one"):
         want = naive_score(maps, masks, 2, 2, matching)[1]
@@ -119,9 +119,9 @@ def test_ties_and_masks_that_do_not_divide():
     maps, masks = rng.integers(0, 6, (3, 5, 7)), rng.integers(0, 4, (3, 13, 10)).astype(np.uint8)
     large = maps[:, ((np.arange(13) + 0.5) * 5 / 13).astype(int)][:, :, ((np.arange(10) + 0.5) * 7 / 10).astype(int)]
     want = [[((large == i) & (masks == j)).sum() for j in range(4)] for i in range(6)]
-    assert count_images(maps, masks, 6, 4).tolist() == want
+    assert count_maps(maps, masks, 6, 4).tolist() == want
     # more images than are enlarged at a time
-    many = count_images(np.tile(maps, (50, 1, 1)), np.tile(masks, (50, 1, 1)), 6, 4)
+    many = count_maps(np.tile(maps, (50, 1, 1)), np.tile(masks, (50, 1, 1)), 6, 4)
     assert many.tolist() == (50 * np.array(want)).tolist()
 
 
@@ -149,14 +149,11 @@ def test_a_permutation_of_the_images_is_the_same_set():
 
 
 def test_variants_are_what_their_sources_say():
-    paper, released, clean = (VARIANTS[name] for name in ("paper", "released", "clean"))
-    assert [paper[x] for x in ("order", "image_size", "mask_size", "seeds", "niter", "nredo")] == [
-        "paper", 448, 100, (0, 1, 2, 3, 4), 100, 5,
-    ]  # fmt: skip
-    assert [released[x] for x in ("order", "image_size", "mask_size", "seeds", "niter", "nredo")] == [
-        "released", 224, 112, (1,), 50, 5,
-    ]  # fmt: skip
-    assert clean["mask_size"] == 56 and clean["niter"] == 20
+    names = ("order", "image_size", "mask_size", "seeds", "niter", "nredo")
+    paper, released, clean = (VARIANTS[name]["images"] for name in ("paper", "released", "clean"))
+    assert [getattr(paper, x) for x in names] == ["paper", 448, 100, 5, 100, 5] and paper.size is None
+    assert [getattr(released, x) for x in names] == ["released", 224, 112, (1,), 50, 5] and released.size == 112
+    assert clean.mask_size == clean.size == 56 and clean.niter == 20 and paper.each_seed() == [0, 1, 2, 3, 4]
 
 
 def test_matching_follows_k():
@@ -199,13 +196,13 @@ def test_drop_last_leaves_out_the_incomplete_batch():
 def test_the_scope_of_the_pca():
     tokens, _ = made_up()
     np.testing.assert_array_equal(
-        reduce_images(tokens, 4)[3], standardize_pca(tokens.reshape(-1, 6), 4).reshape(10, 16, 4)[3]
+        reduce_tokens(tokens, 4)[3], standardize_pca(tokens.reshape(-1, 6), 4).reshape(10, 16, 4)[3]
     )
-    by_three = reduce_images(tokens, 4, 3)
+    by_three = reduce_tokens(tokens, 4, 3)
     np.testing.assert_array_equal(by_three[3:6], standardize_pca(tokens[3:6].reshape(-1, 6), 4).reshape(3, 16, 4))
-    assert reduce_images(tokens, 50).shape == (10, 16, 6)
-    with pytest.raises(TimetError, match="dataset or a number of images"):
-        reduce_images(tokens, 4, "batch")
+    assert reduce_tokens(tokens, 50).shape == (10, 16, 6)
+    with pytest.raises(TimetError, match="dataset or a number of clips"):
+        reduce_tokens(tokens, 4, "batch")
 
 
 def test_the_same_seed_gives_the_same_score():
@@ -219,7 +216,7 @@ def test_the_same_seed_gives_the_same_score():
 
 def test_everything_together_in_one_object():
     tokens, masks = made_up()
-    together = ImageTokens(
+    together = Tokens(
         tokens=tokens, masks=masks, grid=(4, 4), names=[str(i) for i in range(10)], classes=dict(enumerate("abcde"))
     )
     got, want = cluster_images(together, k=5, **QUICK), cluster_images(tokens, masks, (4, 4), 5, num_classes=5, **QUICK)
@@ -283,7 +280,7 @@ def test_tokens_on_the_disk_give_the_same_as_in_memory(tmp_path):
             got, want = (cluster_images(x, masks, (4, 4), 8, num_classes=5, **QUICK, **settings) for x in (kept, same))
             np.testing.assert_array_equal(got.values, want.values)
     # and cutting to bf16 hardly moves the features
-    np.testing.assert_allclose(reduce_images(as_bits(tokens), 4), reduce_images(tokens, 4), atol=0.05)
+    np.testing.assert_allclose(reduce_tokens(as_bits(tokens), 4), reduce_tokens(tokens, 4), atol=0.05)
 
 
 def test_tokens_are_never_read_as_a_whole(monkeypatch):
@@ -354,7 +351,7 @@ def test_the_table_names_classes_and_the_row_says_everything():
     assert "colour, K = 5" in format_scores({"checkpoint": {"5": score}, "colour": {"5": score}})
     row = score_row(score, names)
     assert set(row["per_class"]) == {"background", "cat", "dog", "cow"} and row["trained_on"] == 160
-    assert row["mean"] == score.mean and row["source"] == VARIANTS["paper"]["source"]
+    assert row["mean"] == score.mean and row["source"] == VARIANTS["paper"]["images"].source
 
 
 def make_voc(root, count=8):
@@ -389,7 +386,7 @@ def command(voc, cache, *words):
 
 def test_the_command_prints_a_table_and_writes_json(voc, tmp_path, capsys):
     out = tmp_path / "result.json"
-    room.main(command(voc, tmp_path / "cache", "--k", 21, 40, "--per-class", "--colour", "--seeds", 2, "--out", out))
+    main(command(voc, tmp_path / "cache", "--k", 21, 40, "--per-class", "--colour", "--seeds", 2, "--out", out))
     text = capsys.readouterr().out
     for words in (
         "8 images",
@@ -408,7 +405,7 @@ def test_the_command_prints_a_table_and_writes_json(voc, tmp_path, capsys):
     # colour tells these classes apart, and more clusters are purer
     colour = found["scores"]["mean colour"]
     assert colour[1]["mean"] > 0.6
-    room.main(command(voc, tmp_path / "cache", "--k", 40, "--seeds", 2))
+    main(command(voc, tmp_path / "cache", "--k", 40, "--seeds", 2))
     capsys.readouterr()
 
 
@@ -416,7 +413,7 @@ def test_the_command_on_frames_of_videos(tmp_path, capsys):
     from timet.core import samples_dir
 
     words = ["--k", "gt", "--frames", 1, "--seeds", 1, "--variant", "released", "--no-cache"]
-    room.main(command(samples_dir() / "heldout", tmp_path / "cache", *words))
+    main(command(samples_dir() / "heldout", tmp_path / "cache", *words))
     assert "12 images" in capsys.readouterr().out and not (tmp_path / "cache").exists()
 
 
@@ -427,7 +424,7 @@ def test_the_command_on_frames_of_videos(tmp_path, capsys):
 ])  # fmt: skip
 def test_mistakes_on_the_command_line_are_one_sentence(tmp_path, capsys, words, message):
     with pytest.raises(SystemExit) as stop:
-        room.main(command(tmp_path, tmp_path / "cache", *words))
+        main(command(tmp_path, tmp_path / "cache", *words))
     assert stop.value.code == 2
     captured = capsys.readouterr()
     assert message in captured.err + captured.out and "Traceback" not in captured.err

@@ -10,17 +10,8 @@ import pytest
 import torch
 
 from timet.core import TimetError
-from timet.eval.kmeans import (
-    assign,
-    confusion,
-    iou_table,
-    kmeans,
-    load_faiss,
-    match_hungarian,
-    match_many_to_one,
-    miou,
-    standardize_pca,
-)
+from timet.eval.kmeans import assign, kmeans, load_faiss, standardize_pca
+from timet.eval.score import confusion, iou_table, match_hungarian, match_many_to_one, miou
 
 
 def naive_confusion(pred, gt, k, g, ignore):

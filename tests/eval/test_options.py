@@ -1,7 +1,10 @@
 "What the evaluation commands share: the same options in the same words, and one sentence for the same mistake."
 
-from dataclasses import fields
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass, replace
 from importlib import import_module
+from typing import get_type_hints
 
 import numpy as np
 import pytest
@@ -9,14 +12,46 @@ from PIL import Image
 
 from timet.core import TimetError
 from timet.eval.options import ImagesConfig, NetworkConfig, TokensConfig
+from timet.run.check import check, flat
 from timet.run.command import parse
 
 COMMANDS = {"evaluate": "EvaluateConfig", "eval.image": "ImageConfig", "eval.probe": "ProbeConfig",
             "eval.foreground": "ForegroundConfig", "eval.incontext": "IncontextConfig", "eval.forwarding": "ForwardingConfig"}  # fmt: skip
 
 
+ZERO = {"seed", "full_size", "classes", "memory_size", "radius", "context"}  # may be 0
+
+
 def config_of(name):
     return getattr(import_module(f"timet.{name}"), COMMANDS[name])
+
+
+def numbers(config):
+    "Names of the whole numbers among the settings, with those of settings inside."
+    for name, kind in get_type_hints(config).items():
+        if is_dataclass(kind):
+            yield from numbers(kind)
+        elif kind in (int, int | None) or name in ("image_size", "mask_size"):
+            yield name, kind
+
+
+def changed(config, name, value):
+    if name in {f.name for f in fields(config)}:
+        return replace(config, **{name: value})
+    part = next(
+        f.name
+        for f in fields(config)
+        if is_dataclass(getattr(config, f.name)) and name in flat(getattr(config, f.name))
+    )
+    return replace(config, **{part: replace(getattr(config, part), **{name: value})})
+
+
+def allowed(config, name, value):
+    try:
+        check(changed(config, name, value))
+    except TimetError:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
@@ -27,19 +62,20 @@ def test_common_options_stand_first_and_mean_the_same(name):
     made = parse(config, ["net", "--data", "here", "--backbone", "vit", "--seed", "3", "--precision", "bf16", "--out", "a.json"])  # fmt: skip
     assert (made.checkpoint, str(made.data), made.backbone, made.seed) == ("net", "here", "vit", 3)
     assert (made.precision, str(made.out), made.device) == ("bf16", "a.json", "auto")
-    made.check()
+    check(made, flags=True)
 
 
 @pytest.mark.parametrize("name", list(COMMANDS))
 def test_numbers_that_are_too_small(name, capsys):
-    config = config_of(name)
-    for field in fields(config):
-        low = config.least.get(field.name, 1)
-        if field.type in (int, int | None):
-            flag = f"--{field.name.replace('_', '-')}"
-            with pytest.raises(TimetError, match=f"{flag} must be at least {low}, got {low - 1}"):
-                config("net", "here", **{field.name: low - 1}).check()
-            config("net", "here", **{field.name: low}).check()
+    config = config_of(name)("net", "here")
+    for field in flat(config):
+        # the smallest that is taken, found by asking: 0 or 1, of a clip that is forwarded 2
+        if field in dict(numbers(type(config))):
+            flag = f"--{field.replace('_', '-')}"
+            low = next(n for n in range(-1, 3) if allowed(config, field, n))
+            assert low in (0, 1, 2) and (low == 0) == (field in ZERO)
+            with pytest.raises(TimetError, match=f"{flag} must be at least {low}.*, got {low - 1}"):
+                check(changed(config, field, low - 1), flags=True)
     with pytest.raises(SystemExit) as stop:
         import_module(f"timet.{name}").main(["random", "--data", "nowhere", "--seed", "-1"])
     said = capsys.readouterr().err
@@ -52,3 +88,30 @@ def test_images_without_masks_are_refused(name, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         import_module(f"timet.{name}").main(["random", "--backbone", "timet_tiny_patch8_96", "--data", str(tmp_path)])
     assert stop.value.code == 2 and "without masks; a score needs masks" in capsys.readouterr().err
+
+
+HEAVY = ("torch", "timm", "faiss", "scipy", "matplotlib", "accelerate", "av", "decord", "torchvision")
+MISTAKES = {
+    "--help": (0, "CHECKPOINT"),
+    "--protocoll frame": (2, "protocoll"),
+    "random --data nowhere": (2, "nowhere"),
+    "runs/gone.pt": (2, "there is no checkpoint runs/gone.pt"),
+    "random --k many": (2, "--k takes gt"),
+}
+
+
+@pytest.mark.parametrize("name", ["evaluate", "eval.image"])
+def test_help_and_mistakes_load_nothing_heavy(name):
+    code = f"""
+import sys
+from timet.{name} import main
+for words in {list(MISTAKES)!r}:
+    try:
+        main(words.split())
+    except SystemExit as stop:
+        print("status", stop.code, [m for m in {HEAVY!r} if m in sys.modules], words, flush=True)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=90)
+    said = [line for line in done.stdout.splitlines() if line.startswith("status")]
+    assert said == [f"status {status} [] {words}" for words, (status, _) in MISTAKES.items()], done.stdout + done.stderr
+    assert all(words in done.stdout + done.stderr for _, words in MISTAKES.values())

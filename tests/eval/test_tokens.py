@@ -9,8 +9,12 @@ from torch import nn
 from timet.core import TimetError
 from timet.data.clips import normalize
 from timet.data.images import ImageFile, Images
-from timet.eval.tokens import ImageTokens, as_float, extract_image_tokens, extract_tokens, read_masks, tokens_of_images
+from timet.eval.tokens import Clips, Extraction, Pass, Tokens, as_float, extract_tokens, read_masks, run_batches
 from timet.run.processes import this_shard
+
+
+def settings(mask_size):
+    return Extraction(Clips(1, image_size=(16, 16), mask_size=mask_size))
 
 
 class Patches(nn.Module):
@@ -47,7 +51,7 @@ def images(tmp_path) -> Images:
 
 def test_one_pass_over_every_picture(images):
     model = Patches().train()
-    got = extract_image_tokens(model, images, image_size=16, mask_size=(4, 6), batch_size=3, device="cpu")
+    got = extract_tokens(model, images, image_size=16, mask_size=(4, 6), batch_size=3, device="cpu")
     assert model.calls == [3, 3, 1] and model.training
     assert got.tokens.shape == (7, 4, 3) and got.tokens.dtype == np.float32 and got.grid == (2, 2) and len(got) == 7
     assert got.names == images.names and got.classes == images.classes and not got.semantic
@@ -77,17 +81,17 @@ def test_bf16_is_rounded_as_torch_rounds():
 
 def test_bf16_of_a_pass(images):
     args = {"image_size": 16, "mask_size": 4, "device": "cpu"}
-    exact = extract_image_tokens(Patches(), images, **args)
-    small = extract_image_tokens(Patches(), images, store="bf16", **args)
+    exact = extract_tokens(Patches(), images, **args)
+    small = extract_tokens(Patches(), images, store="bf16", **args)
     assert small.tokens.dtype == np.uint16 and small.tokens.nbytes * 2 == exact.tokens.nbytes
     np.testing.assert_array_equal(as_float(small.tokens), torch.from_numpy(exact.tokens).bfloat16().float().numpy())
-    assert ImageTokens(small.tokens, small.masks, small.grid).tokens is small.tokens
+    assert Tokens(small.tokens, small.masks, small.grid).tokens is small.tokens
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5])
 def test_shares_make_the_whole_bit_by_bit(images, count):
     args = {"image_size": 16, "mask_size": 5, "batch_size": 2, "device": "cpu"}
-    whole = extract_image_tokens(Patches(), images, **args)
+    whole = extract_tokens(Patches(), images, **args)
     room: dict[str, np.ndarray] = {}
 
     def allocate(name, shape, dtype):
@@ -96,7 +100,7 @@ def test_shares_make_the_whole_bit_by_bit(images, count):
     calls = 0
     for which in reversed(range(count)):
         model = Patches()
-        part = extract_image_tokens(model, images, allocate=allocate, shard=(which, count), **args)
+        part = extract_tokens(model, images, allocate=allocate, shard=(which, count), **args)
         assert part.tokens is room["tokens"]
         calls += sum(n for n in model.calls if which * 4 // count != (which + 1) * 4 // count)
     np.testing.assert_array_equal(room["tokens"], whole.tokens)
@@ -127,8 +131,8 @@ def test_one_process_has_everything(monkeypatch):
 
 def test_pictures_without_masks(images):
     bare = Images([ImageFile(item.name, item.path) for item in images.items])
-    assert (read_masks(bare, 3) == 255).all()
-    assert extract_image_tokens(Patches(), bare, image_size=16, mask_size=3, device="cpu").masks.shape == (7, 3, 3)
+    assert (read_masks(bare, settings(3)) == 255).all()
+    assert extract_tokens(Patches(), bare, image_size=16, mask_size=3, device="cpu").masks.shape == (7, 3, 3)
 
 
 class Broken(Patches):
@@ -139,13 +143,14 @@ class Broken(Patches):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda i: tokens_of_images(Patches(), i.subset([]), image_size=16), "at least one picture"),
-        (lambda i: tokens_of_images(Patches(), i, image_size=16, batch_size=0), "one picture a batch"),
-        (lambda i: tokens_of_images(Patches(), i, image_size=16, store="fp8"), "store fp32 or bf16"),
-        (lambda i: tokens_of_images(Patches(), i, image_size=20), "does not divide"),
-        (lambda i: tokens_of_images(Broken(), i, image_size=16, device="cpu"), "p1 are not finite"),
-        (lambda i: ImageTokens(np.zeros((2, 4, 3)), np.zeros((2, 5, 5)), (3, 2)), "n=6"),
-        (lambda i: ImageTokens(np.zeros((2, 4, 3)), np.zeros((1, 5, 5)), (2, 2)), "masks must have"),
+        (lambda i: extract_tokens(Patches(), i.subset([]), image_size=16), "at least one video or picture"),
+        (lambda i: extract_tokens(Patches(), i, image_size=16, batch_size=0), "batch_size must be at least 1"),
+        (lambda i: extract_tokens(Patches(), i, image_size=16, store="fp8"), "store must be fp32 or bf16"),
+        (lambda i: extract_tokens(Patches(), i, image_size=16, size=3), "no setting 'size'"),
+        (lambda i: extract_tokens(Patches(), i, image_size=20), "does not divide"),
+        (lambda i: extract_tokens(Broken(), i, image_size=16, mask_size=4, device="cpu"), "p1 are not finite"),
+        (lambda i: Tokens(np.zeros((2, 4, 3)), np.zeros((2, 5, 5)), (3, 2)), "n=6"),
+        (lambda i: Tokens(np.zeros((2, 4, 3)), np.zeros((1, 5, 5)), (2, 2)), "masks must have"),
     ],
 )
 def test_mistakes_are_explained(images, call, words):
@@ -157,10 +162,31 @@ def test_mistakes_are_explained(images, call, words):
 def test_masks_that_cannot_be_right(images, tmp_path):
     Image.fromarray(np.zeros((32, 16), np.uint8)).save(tmp_path / "m3.png")
     with pytest.raises(TimetError, match="masks of p3 are 32 x 16 and its frames 16 x 32"):
-        read_masks(images, 4)
+        read_masks(images, settings(4))
     Image.fromarray(np.full((16, 32), 300, np.uint16)).save(tmp_path / "m3.png")
     with pytest.raises(TimetError, match="holds the id 300"):
-        read_masks(images, 4)
+        read_masks(images, settings(4))
     (tmp_path / "m3.png").write_bytes(b"")
     with pytest.raises(TimetError, match=r"m3\.png"):
-        read_masks(images, 4)
+        read_masks(images, settings(4))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 9])
+def test_batches_are_cut_into_passes(batch_size):
+    model, batches = Patches().train(), [torch.randn(n, 3, 16, 16) for n in (3, 1, 4)]
+    found = list(run_batches(model, iter(batches), Pass("cpu"), batch_size=batch_size))
+    assert max(model.calls) <= batch_size and sum(model.calls) == 8 and model.training
+    for images, tokens in zip(batches, found, strict=True):
+        want = nn.functional.avg_pool2d(images, 8).flatten(2).transpose(1, 2)
+        torch.testing.assert_close(tokens.clone(), want)
+
+
+def test_the_network_is_as_before_also_when_nobody_reads_on():
+    model = Patches().train()
+    stream = run_batches(model, [torch.zeros(1, 3, 8, 8)] * 3, device="cpu")
+    next(stream)
+    assert not model.training
+    stream.close()
+    assert model.training and len(model.calls) == 1
+    with pytest.raises(TimetError, match="image 4 are not finite"):
+        list(run_batches(Broken(), [torch.ones(3, 3, 8, 8)[:1]] * 3 + [torch.ones(2, 3, 8, 8)], device="cpu"))

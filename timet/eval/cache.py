@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['RECENT', 'fingerprint', 'content_key', 'cache_folder', 'cache_limit', 'cached_arrays', 'kept_arrays', 'say_size',
-           'image_tokens']
+           'kept_tokens']
 
 # %% ../../nbs/eval/03_cache.ipynb #d5927076
 import hashlib
@@ -17,22 +17,28 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ..core import TimetError, pick_device, pick_precision
+from ..data.find import Sources
 from ..data.images import Images
 from ..data.source import Source
-from .tokens import STORES, ImageTokens, read_masks, tokens_of_images
+from .tokens import STORES, Allocate, Extraction, Tokens, read_masks, read_tokens, said_of
+from ..run.check import adjust
 from ..run.processes import ask, tell, this_shard
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../nbs/eval/03_cache.ipynb #2dc2166e
 def fingerprint(
-    model: torch.nn.Module,  # Any network
+    model: "torch.nn.Module",  # Any network
 ) -> str:  # 64 hexadecimal digits
     "A name made from all weights of a network, the same for the same bytes."
+    import torch
+
     digest = hashlib.sha256(str(getattr(model, "name", "")).encode())
     for name, tensor in sorted(model.state_dict().items()):
         value = tensor.detach().cpu().contiguous()
@@ -40,7 +46,7 @@ def fingerprint(
         digest.update(value.reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
-
+# %% ../../nbs/eval/03_cache.ipynb #edc28bfb
 def _listing(path: str | None) -> list[tuple[str, int, int]]:
     "Name, size and time of a file, or of every file in a folder."
     if path is None:
@@ -48,7 +54,7 @@ def _listing(path: str | None) -> list[tuple[str, int, int]]:
     files = sorted(os.scandir(path), key=lambda f: f.name) if os.path.isdir(path) else [Path(path)]
     return [(f.name, (s := f.stat()).st_size, s.st_mtime_ns) for f in files]
 
-
+# %% ../../nbs/eval/03_cache.ipynb #e57469a7
 def _parts(sources: Sequence[Source] | Images, masks: bool) -> list:
     "What the data of a key are: files with size and time, and what is said about them."
     if isinstance(sources, Images):
@@ -60,9 +66,9 @@ def _parts(sources: Sequence[Source] | Images, masks: bool) -> list:
         for s in sources
     ]
 
-
+# %% ../../nbs/eval/03_cache.ipynb #12b99c9e
 def content_key(
-    model: torch.nn.Module | None,  # The backbone; `None`: the entry holds the masks of pictures alone
+    model: "torch.nn.Module | None",  # The backbone; `None`: the entry holds the masks of pictures alone
     sources: Sequence[Source] | Images,  # The videos, or pictures
     settings: Mapping[str, Any],  # Everything else that the arrays depend on
 ) -> str:  # 32 hexadecimal digits
@@ -78,7 +84,7 @@ def cache_folder() -> Path:
         return Path(os.environ["TIMET_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timet"
 
-
+# %% ../../nbs/eval/03_cache.ipynb #7be2b6ad
 def cache_limit() -> float:  # Bytes
     """How much the cache folder may hold: `$TIMET_CACHE_GB`, else 30 GB.
 
@@ -90,7 +96,7 @@ def cache_limit() -> float:  # Bytes
     except ValueError:
         raise TimetError(f"TIMET_CACHE_GB must be a number of gigabytes, got {said!r}") from None
 
-
+# %% ../../nbs/eval/03_cache.ipynb #27cce69d
 def _read_entry(entry: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:
     "The arrays of a cache entry as memory maps; `None` where it is missing or damaged."
     try:
@@ -100,7 +106,7 @@ def _read_entry(entry: Path, names: Sequence[str]) -> dict[str, np.ndarray] | No
     except (OSError, ValueError, EOFError):
         return None
 
-
+# %% ../../nbs/eval/03_cache.ipynb #ab81b0b6
 def _allocate(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
     "An array on the disk with the room for it reserved, made by the first process that asks and opened by the others."
     path = folder / f"{name}.npy"
@@ -114,14 +120,13 @@ def _allocate(folder: Path, name: str, shape: tuple[int, ...], dtype: Any) -> np
         return np.load(path, mmap_mode="r+")
     array = np.lib.format.open_memmap(folder / f"{name}.new", mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):
-        # a full disk met later, while writing to the map, would kill the process
         with open(folder / f"{name}.new", "rb+") as file:
             os.posix_fallocate(file.fileno(), 0, os.fstat(file.fileno()).st_size)
     os.rename(folder / f"{name}.new", path)
     return array
 
 # %% ../../nbs/eval/03_cache.ipynb #a9ffd73f
-RECENT = 3600  # seconds in which an entry that was used is not removed: a run may need two large ones
+RECENT = 3600  # seconds in which an entry that was used stays: a run may need two large ones
 
 
 def _sweep(root: Path, keep: Path, limit: float) -> None:
@@ -153,7 +158,7 @@ def _failure(job: Callable[[], object]) -> Exception | None:
     except Exception as error:  # it is raised again when all know
         return error
 
-
+# %% ../../nbs/eval/03_cache.ipynb #ed935f11
 def _publish(part: Path, entry: Path, names: Sequence[str], limit: float) -> None:
     "Give a finished folder its name."
     for file in part.iterdir():
@@ -171,11 +176,25 @@ def _publish(part: Path, entry: Path, names: Sequence[str], limit: float) -> Non
             raise
     _sweep(entry.parent, entry, limit)
 
+# %% ../../nbs/eval/03_cache.ipynb #8a26d0fa
+def _raise(error: Exception | None, root: Path, shard: tuple[int, int]) -> None:
+    "Raise what went wrong, here or in another process; one sentence is enough, of the first that failed."
+    said = next((s for s in ask(error and str(error), shard) if s), None)
+    if isinstance(error, OSError):
+        raise TimetError(
+            f"cannot keep tokens in {root}: {error.strerror or error}; free some space, choose another folder with "
+            "--cache, or keep nothing with --no-cache"
+        ) from error
+    if error is not None:
+        raise error
+    if said:
+        raise TimetError(f"another process of this run failed: {said}")
+
 # %% ../../nbs/eval/03_cache.ipynb #dca66876
 def cached_arrays(
     root: Path,  # The cache folder
     key: str,  # Name of the entry
-    fill: Callable[[Callable[[str, tuple[int, ...], Any], np.ndarray]], object],  # Makes arrays with what it is given
+    fill: Callable[[Allocate], object],  # Makes arrays with what it is given
     limit: float | None = None,  # Bytes the folder may hold; the longest unused entries go first; `None`: `cache_limit`
     *,
     names: Sequence[str] = ("tokens", "masks", "index"),  # The arrays that a whole entry has
@@ -203,17 +222,7 @@ def cached_arrays(
                 (part / "failed").touch()
         if not any(ask(error and str(error), shard)) and not there and first:
             error = _failure(lambda: _publish(part, entry, names, limit))
-        # one sentence is enough: of the process that failed, or of the first of several
-        said = next((s for s in ask(error and str(error), shard) if s), None)
-        if isinstance(error, OSError):
-            raise TimetError(
-                f"cannot keep tokens in {root}: {error.strerror or error}; free some space, choose another folder with "
-                "--cache, or keep nothing with --no-cache"
-            ) from error
-        if error is not None:
-            raise error
-        if said:
-            raise TimetError(f"another process of this run failed: {said}")
+        _raise(error, root, shard)
     finally:
         if part is not None and first:
             shutil.rmtree(part, ignore_errors=True)
@@ -228,7 +237,7 @@ def cached_arrays(
 def kept_arrays(
     folder: Path | None,  # The cache folder; `None`: nothing is kept
     key: Callable[[], str],  # Gives the name of the entry
-    fill: Callable[[Callable[[str, tuple[int, ...], Any], np.ndarray]], object],  # Makes arrays with what it is given
+    fill: Callable[[Allocate], object],  # Makes arrays with what it is given
     *,
     names: Sequence[str] = ("tokens", "masks", "index"),  # The arrays that a whole entry has
     shard: tuple[int, int] = (0, 1),  # This process and how many fill the arrays together, from `this_shard`
@@ -252,7 +261,7 @@ def kept_arrays(
             shutil.rmtree(room, ignore_errors=True)
     return found, False
 
-
+# %% ../../nbs/eval/03_cache.ipynb #5f33def0
 def say_size(
     shape: tuple[int, ...],  # Of the tokens
     store: str,  # `fp32` or `bf16`
@@ -266,46 +275,49 @@ def say_size(
         print(f"tokens: {numbers} in {store}, {size / 1e9:.2f} GB in {folder or 'memory'}", file=sys.stderr)
 
 # %% ../../nbs/eval/03_cache.ipynb #16c49e31
-def image_tokens(
-    backbone: torch.nn.Module,  # From `timet.backbone`
-    images: Images,  # From `find_images` or `frames_as_images`
+def _key(
+    model: "torch.nn.Module | None",  # `None`: the entry holds the masks alone
+    data: Sources | Images | Sequence[Source],
+    settings: Extraction,  # Settled
+) -> str:
+    "The name of an entry of tokens, or of masks: made from what they depend on, and nothing else."
+    other = "image_size" if model is None else "mask_size"
+    clips = {name: value for name, value in vars(settings.clips).items() if name != other}
+    if isinstance(data, Images):
+        clips = {name: clips[name] for name in ("image_size", "mask_size") if name in clips}
+    if model is None:
+        return content_key(None, data, clips | {"of": "masks"})
+    precision = pick_precision(settings.how.precision, pick_device(settings.how.device))
+    return content_key(model, data, clips | {"precision": precision, "store": settings.store})
+
+# %% ../../nbs/eval/03_cache.ipynb #8880bd4a
+def kept_tokens(
+    backbone: "torch.nn.Module",  # From `timet.backbone`
+    data: Sources | Images | Sequence[Source],  # Videos or pictures
+    settings: Extraction = Extraction(),  # What is looked at, and how
     *,
-    image_size: int | tuple[int, int],  # Pictures are squashed to it, pixels; VOC: 448
-    mask_size: int | tuple[int, int],  # Masks are brought to it, pixels; VOC: 100
-    batch_size: int = 32,  # Pictures a forward pass
-    device: str | torch.device = "auto",  # Where the backbone runs
-    precision: str = "auto",  # `fp32`, `bf16`, `fp16`, of the pass
-    store: str = "fp32",  # `fp32` or `bf16`, of what is kept
-    workers: int = 4,  # Threads that read
-    cache: Path | None = None,  # Where tokens are kept; `None`: `cache_folder`
-    no_cache: bool = False,  # Keep nothing
-) -> ImageTokens:
-    """The tokens and masks of a set of pictures, from the cache or from one pass of the backbone over all processes.
+    folder: Path | None = None,  # Where tokens are kept, from `cache_folder`; `None`: nowhere
+    **changes: Any,  # Single settings by name: `image_size`, `device`
+) -> tuple[Tokens, bool]:  # And whether they were there before
+    """The tokens and masks of videos or pictures, from the cache or from one pass of the backbone over all processes.
 
     Raises `TimetError` where a setting makes no sense, a picture or mask cannot be read, or the disk is full.
     """
-    size = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
-    shard, device, grid = this_shard(), pick_device(str(device)), backbone.grid(*size)
-    precision, folder = pick_precision(precision, device), None if no_cache else cache or cache_folder()
+    settings, shard = adjust(settings, changes).settled(backbone, data), this_shard()
+    grid = backbone.grid(*settings.clips.image_size)
+    video = () if isinstance(data, Images) else ("index", "frames") if settings.keep_frames else ("index",)
 
-    def fill(allocate: Callable[[str, tuple[int, ...], Any], np.ndarray]) -> None:
+    def fill(allocate: Allocate) -> None:
         if shard[0] == 0:
-            say_size((len(images), grid[0] * grid[1], backbone.embed_dim), store, folder)
-        tokens_of_images(
-            backbone, images, image_size=size, batch_size=batch_size, device=device, precision=precision,
-            store=store, workers=workers, allocate=allocate, shard=shard,
-        )  # fmt: skip
+            frames = (settings.clips.num_frames,) if video else ()
+            say_size((len(data), *frames, grid[0] * grid[1], backbone.embed_dim), settings.store, folder)
+        read_tokens(backbone, data, settings, allocate=allocate, shard=shard)
 
-    def fill_masks(allocate: Callable[[str, tuple[int, ...], Any], np.ndarray]) -> None:
-        read_masks(images, mask_size, workers=workers, allocate=allocate, shard=shard)
+    def fill_masks(allocate: Allocate) -> None:
+        read_masks(data, settings, allocate=allocate, shard=shard)
 
-    if store not in STORES or len(images) == 0:
-        raise TimetError(f"tokens need at least one picture and store fp32 or bf16, got {len(images)} and {store!r}")
-    settings = {"image_size": size, "precision": precision, "store": store, "of": "images"}
-    tokens, _ = kept_arrays(
-        folder, lambda: content_key(backbone, images, settings), fill, names=("tokens",), shard=shard
+    masks, _ = kept_arrays(folder, lambda: _key(None, data, settings), fill_masks, names=("masks",), shard=shard)
+    found, there = kept_arrays(
+        folder, lambda: _key(backbone, data, settings), fill, names=("tokens", *video), shard=shard
     )
-    masks, _ = kept_arrays(
-        folder, lambda: content_key(None, images, {"mask_size": mask_size}), fill_masks, names=("masks",), shard=shard
-    )
-    return ImageTokens(tokens["tokens"], masks["masks"], grid, images.names, images.classes, images.semantic)
+    return Tokens(grid=grid, **masks, **found, **said_of(data)), there

@@ -16,10 +16,11 @@ import numpy as np
 
 from ..core import TimetError, check_shape
 from .attention import WithAttention, attention_masks
-from .clustering import Score
-from .kmeans import confusion, kmeans, match_hungarian, miou, standardize_pca
-from .options import ImagesConfig, category_ids, labelled_images, open_backbone, score_row, stored_tokens
-from .tokens import ImageTokens, as_float, resize_labels
+from .kmeans import kmeans, standardize_pca
+from .options import ImagesConfig, category_ids, labelled_images, open_backbone, stored_tokens
+from .score import Score, confusion, match_hungarian, miou, score_row
+from .tokens import Tokens, as_float, resize_labels
+from ..run.check import Count, Natural, check
 from ..run.command import parse, run_command
 from ..run.processes import this_shard
 
@@ -276,29 +277,27 @@ class ForegroundConfig(ImagesConfig):
     "gt: true masks choose it, as published; share and otsu use none."
     variant: Literal["leopart", "released"] = "leopart"
     "200 clusters by cosine, both parts together; or 300, each part for itself."
-    k: int | None = None
+    k: Count | None = None
     "Clusters; the variant's, where none is given."
-    classes: int = 0
+    classes: Natural = 0
     "Also cluster the foreground into so many, and match with the classes: 20 for VOC; 0 leaves it out."
-    seeds: int = 5
+    seeds: Count = 5
     "How many seeds for --classes."
     attention: str | None = None
     "Another checkpoint, whose class token finds the foreground (Leopart: vit_small_patch16_224.dino)."
     background: tuple[str, ...] = ()
     "Categories that are background (sample world: meadow sand sky water)."
-    mask_size: int | None = None
+    mask_size: Count | None = None
     "Side to which masks are brought for the Jaccard, pixels; the variant's, where none is given."
-    batch_size: int = 32
+    batch_size: Count = 32
     "Pictures a forward pass."
-
-    least = ImagesConfig.least | {"classes": 0}
 
 # %% ../../nbs/eval/31_foreground.ipynb #ed5bf705
 def load_part(
     config: ForegroundConfig,
     networks: Sequence[Any],  # Whose tokens are clustered, and whose class token looks; of one network, that one
     split: str,
-) -> tuple[ImageTokens, np.ndarray]:  # Tokens and masks, and what was attended, bool `(b h w)`
+) -> tuple[Tokens, np.ndarray]:  # Tokens and masks, and what was attended, bool `(b h w)`
     "Tokens, masks and attention of one part of the data, from the cache or from one pass of each network."
     images = labelled_images(config, split)
     grounds = category_ids(config.background, images.classes)
@@ -318,7 +317,7 @@ def run(
 
     Raises `TimetError` where there is no checkpoint, no picture with a mask, or a setting does not fit.
     """
-    config.check()
+    check(config, flags=True)
     backbone = config.open()
     networks = [backbone] if config.attention is None else [backbone, open_backbone(config.attention)]
     needs_train = config.train_split is not None and config.threshold == "gt"

@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
+from annotated_types import Ge
 from einops import rearrange
 
 from ..core import TimetError, pick_device, pick_precision, progress
@@ -25,10 +26,11 @@ from ..data.source import FolderSource, Source
 from ..data.video import frame_at
 from .davis import ObjectScores, davis_j_f, summarize
 from .flow import FLOWS, flow_estimator, flow_masks
-from .kmeans import confusion, match_hungarian, miou
 from .options import NetworkConfig, category_ids
 from .propagate import forward_masks, frame_tokens, object_masks
+from .score import confusion, match_hungarian, miou
 from .tokens import resize_labels
+from ..run.check import Count, Natural, check
 from ..run.command import parse, run_command
 from ..settings import Forwarder
 from ..viz.write import write_mask
@@ -104,15 +106,15 @@ class ForwardingConfig(NetworkConfig):
     "Seconds between frames (Table 11)."
     variant: Literal["paper", "released"] = "paper"
     "Frames delta_t apart, compared directly; or the released code: random frames, one frame late, Hungarian matching."
-    num_frames: int = 25
+    num_frames: Annotated[int, Ge(2)] = 25
     "Frames of a clip at most, not with --davis (released code)."
-    image_size: int | None = None
+    image_size: Count | None = None
     "Side of the square frames, 224 where none is given; with --davis their shorter side, 480."
-    context: int | None = None
+    context: Natural | None = None
     "Forwarded frames that serve as sources beside frame 0; 4, with --davis 7 as in DINO, where none is given."
-    radius: int = 12
+    radius: Natural = 12
     "Window of the forwarder, patches."
-    topk: int = 5
+    topk: Count = 5
     "Sources kept of all frames together."
     temperature: float = 0.1
     "Of the forwarder's softmax."
@@ -130,18 +132,15 @@ class ForwardingConfig(NetworkConfig):
     "A part of the data: a folder, a list in ImageSets (val), or a text file with one name a line."
     fps: float | None = None
     "Frame folders: frames a second, where the guess is wrong."
-    most: int | None = None
+    most: Count | None = None
     "Only the first so many videos."
-    batch_size: int = 16
+    batch_size: Count = 16
     "Frames a forward pass."
     save: Path | None = None
     "With --davis: write predicted masks below this folder, as METHOD/VIDEO/FRAME.png."
 
-    least = NetworkConfig.least | {"num_frames": 2, "radius": 0, "context": 0}
-
-    def check(self) -> None:
+    def check_together(self) -> None:
         "Raises `TimetError` where a setting makes no sense."
-        super().check()
         if not self.method or not self.delta_t:
             raise TimetError("--method and --delta-t need at least one value each")
         for step in self.delta_t:
@@ -320,7 +319,7 @@ def run(
 
     Raises `TimetError` where there is no checkpoint, no video with masks, or a setting does not fit.
     """
-    config.check()
+    check(config, flags=True)
     sources = find_sources(config.data, fps=config.fps, split=config.split).labelled()[: config.most]
     category_ids(config.background, sources.classes)  # refuses names that are none
     device = pick_device(config.device)

@@ -15,8 +15,8 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from ..core import TimetError, progress
-from .kmeans import confusion, miou
 from .labelled import read_batch, set_length
+from .score import confusion, miou
 from .tokens import resize_labels
 
 # %% ../../nbs/eval/20_head.ipynb #476bd579
@@ -99,7 +99,7 @@ class Probe(nn.Module):
 @torch.inference_mode()
 def score_probe(
     probe: Probe,
-    data: Any,  # `ImageTokens`, or anything with `batch`
+    data: Any,  # `Tokens`, or anything with `batch`
     num_classes: int,  # `g`
     size: int = 100,  # Side at which masks and maps are compared, pixels
     *,

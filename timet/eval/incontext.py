@@ -18,7 +18,6 @@ from torch import Tensor
 from ..core import TimetError, progress
 from ..data.clips import IMAGENET_STD
 from .head import resize_maps
-from .kmeans import confusion, match_hungarian, miou
 from timet.eval.labelled import (
     BlueShift,
     FreshTokens,
@@ -42,7 +41,9 @@ from timet.eval.memory import (  # noqa: F401
     unit,
 )
 from .options import stored_tokens
+from .score import confusion, match_hungarian, miou
 from .tokens import resize_labels
+from ..run.check import Count, Natural, check
 from ..run.command import parse, run_command
 from ..run.processes import this_shard
 
@@ -106,8 +107,8 @@ def predict_shares(
 
 # %% ../../nbs/eval/41_incontext.ipynb #02c61d3d
 def incontext(
-    train: Any,  # `ImageTokens`: tokens `(b n d)`, masks `(b H W)`, grid, classes; or `FreshTokens`
-    val: Any,  # `ImageTokens` of other images
+    train: Any,  # `Tokens`: tokens `(b n d)`, masks `(b H W)`, grid, classes; or `FreshTokens`
+    val: Any,  # `Tokens` of other images
     *,
     variant: str | IncontextSettings = "corrected",  # A row of `INCONTEXT`, or settings of your own
     num_classes: int | None = None,  # `g`; `None`: from the names of the classes, or the masks
@@ -145,26 +146,24 @@ def incontext(
 class IncontextConfig(LabelledConfig):
     "Nearest-neighbour in-context segmentation with a frozen backbone (Table 8)."
 
-    image_size: int = 512
+    image_size: Count = 512
     "Side to which images are squashed, and at which masks are compared, pixels."
     variant: Literal["corrected", "paper"] = "corrected"
     "The protocol as it was meant, or with the faults of the code behind the printed numbers."
     augment: bool = True
     "Fill the memory with new crops, twice (the protocol); otherwise with the whole images, whose tokens are kept."
-    memory_size: int = 10_240_000
+    memory_size: Natural = 10_240_000
     "Patches in the memory; 0 keeps all."
     index: Literal["flat", "ivf"] = "flat"
     "Look at all of the memory, or at 32 of 512 cells."
     memory_store: Literal["fp32", "fp16"] = "fp32"
     "Features in the memory."
-    k: int = 30
+    k: Count = 30
     "Neighbours."
     temperature: float = 0.02
     "Of their votes."
     gpu_index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Search on the GPUs."
-
-    least = LabelledConfig.least | {"memory_size": 0}
 
     def settings(self) -> IncontextSettings:
         "Raises `TimetError` for numbers that make no sense."
@@ -190,7 +189,7 @@ def run(
 
     Raises `TimetError` where the checkpoint or the data are not there, or a setting does not fit.
     """
-    config.check()
+    check(config, flags=True)
     settings = config.settings()
     first, second = image_pair(config.data, config.train_split, config.val_split, config.per_video)
     backbone = config.open()

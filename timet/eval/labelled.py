@@ -26,7 +26,7 @@ from .tokens import as_float, resize_labels
 
 # %% ../../nbs/eval/05_labelled.ipynb #0fd55461
 def read_batch(
-    data: Any,  # `ImageTokens`, or anything with `batch`
+    data: Any,  # `Tokens`, or anything with `batch`
     index: Sequence[int] | np.ndarray,  # Which images
     epoch: int = 0,  # For data that change with it
 ) -> tuple[np.ndarray, np.ndarray]:  # Tokens `float32 (b n d)`, masks `int (b H W)`
@@ -44,14 +44,14 @@ def read_batch(
 
 
 def set_length(
-    data: Any,  # `ImageTokens`, or anything with `batch`
+    data: Any,  # `Tokens`, or anything with `batch`
 ) -> int:
     "How many images a labelled set has."
     return len(data) if hasattr(data, "batch") else len(data.tokens)
 
 # %% ../../nbs/eval/05_labelled.ipynb #a3f66def
 def count_classes(
-    *sets: Any,  # `ImageTokens`, or anything with `batch`
+    *sets: Any,  # `Tokens`, or anything with `batch`
 ) -> int:  # `g`, the background among them
     """Classes by their names, or by the largest id in the stored masks.
 

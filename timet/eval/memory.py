@@ -242,7 +242,7 @@ def _plan(train: Any, settings: IncontextSettings) -> tuple[int, int, int]:
 
 # %% ../../nbs/eval/40_memory.ipynb #8c66447d
 def build_memory(
-    train: Any,  # `ImageTokens`: tokens `(b n d)`, masks `(b H W)`, grid; or `FreshTokens`
+    train: Any,  # `Tokens`: tokens `(b n d)`, masks `(b H W)`, grid; or `FreshTokens`
     num_classes: int,  # `g`
     settings: IncontextSettings,
     *,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['open_backbone', 'NetworkConfig', 'TokensConfig', 'ImagesConfig', 'check_clusters', 'category_ids', 'labelled_images',
-           'stored_tokens', 'score_row']
+           'stored_tokens']
 
 # %% ../../nbs/eval/04_options.ipynb #eea8cddc
 import os
@@ -12,19 +12,42 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import numpy as np
 import tyro
-from torch import nn
 
-from ..backbone import Backbone, create_backbone, load_backbone
 from ..core import TimetError, data_folder, pick_device, seed_everything, write_json
 from ..data.images import Images, find_images
-from .cache import fingerprint, image_tokens
-from .clustering import Score
-from .tokens import ImageTokens
-from ..run.folder import versions
+from .cache import cache_folder, fingerprint, kept_tokens
+from .tokens import Extraction, Tokens
+from ..run.check import Count, Natural, adjust
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from timet.backbone import Backbone
+
+# %% ../../nbs/eval/04_options.ipynb #a097ec5b
+def _checkpoint_file(checkpoint: str, backbone: str | None) -> Path | None:
+    "The file with the weights, `None` for a network's name and for random; refuses what is not there."
+    path = Path(checkpoint).expanduser()
+    if checkpoint == "random":
+        return None
+    if path.is_dir():
+        if not (path / "backbone.safetensors").exists():
+            raise TimetError(
+                f"{path} is no finished run: it holds no backbone.safetensors; give a run folder or a file"
+            )
+        return path / "backbone.safetensors"
+    if path.is_file():
+        told = path.suffix in (".safetensors", ".json") and path.with_suffix(".json").exists()
+        if backbone is None and not told:
+            known = "vit_small_patch16_224.dino"
+            raise TimetError(f"{path.name} does not say which network it is; name it: --backbone {known}")
+        return path
+    if os.sep in checkpoint or path.suffix in (".pt", ".pth", ".safetensors", ".ckpt", ".tar", ".bin"):
+        raise TimetError(f"there is no checkpoint {checkpoint}; give a run folder, a file, a network's name, or random")
+    return None
 
 # %% ../../nbs/eval/04_options.ipynb #da5bcbc4
 def open_backbone(
@@ -32,29 +55,20 @@ def open_backbone(
     *,
     backbone: str | None = None,  # The network, where the checkpoint does not say
     seed: int = 0,  # Of random weights
-) -> Backbone:
+) -> "Backbone":
     """Find and load what a user calls a checkpoint; nothing is trained, nothing downloaded.
 
     Raises `TimetError` where it is not there, or does not say which network it is.
     """
-    path, network = Path(checkpoint).expanduser(), backbone or "vit_small_patch16_224.dino"
+    path, network = _checkpoint_file(checkpoint, backbone), backbone or "vit_small_patch16_224.dino"
+    from timet.backbone import create_backbone, load_backbone  # torch, once there is something to load
+
     if checkpoint == "random":
         seed_everything(seed)
         return create_backbone(network, weights="none", tuned_blocks=0)
-    if path.is_dir():
-        if not (path / "backbone.safetensors").exists():
-            raise TimetError(
-                f"{path} is no finished run: it holds no backbone.safetensors; give a run folder or a file"
-            )
-        return load_backbone(path / "backbone.safetensors", tuned_blocks=0)
-    if path.is_file():
-        if backbone is None and path.suffix in (".safetensors", ".json") and path.with_suffix(".json").exists():
-            return load_backbone(path, tuned_blocks=0)
-        if backbone is None:
-            raise TimetError(f"{path.name} does not say which network it is; name it: --backbone {network}")
-        return create_backbone(network, weights=path, tuned_blocks=0)
-    if os.sep in checkpoint or path.suffix in (".pt", ".pth", ".safetensors", ".ckpt", ".tar", ".bin"):
-        raise TimetError(f"there is no checkpoint {checkpoint}; give a run folder, a file, a network's name, or random")
+    if path is not None:
+        told = backbone is None or Path(checkpoint).expanduser().is_dir()
+        return load_backbone(path, tuned_blocks=0) if told else create_backbone(network, weights=path, tuned_blocks=0)
     try:
         return create_backbone(checkpoint, weights="hub", tuned_blocks=0)
     except TimetError as error:  # here the file is the checkpoint; --weights is a flag of training
@@ -72,7 +86,7 @@ class NetworkConfig:
     "What is measured on; samples: the held-out sample clips."
     backbone: str | None = None
     "The network of a checkpoint file that does not say it, or of random."
-    seed: int = 0
+    seed: Natural = 0
     "Of the weights of random, and of the clips, frames or crops that are drawn by chance."
     device: str = "auto"
     "auto, cpu, cuda, cuda:1, mps."
@@ -81,25 +95,25 @@ class NetworkConfig:
     out: Path | None = None
     "Also write everything to this JSON file."
 
-    least: ClassVar[dict[str, int]] = {"seed": 0}  # The smallest that a number may be, where it is not 1
-
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", data_folder(self.data, "heldout"))
 
-    def check(self) -> None:
-        "Raises `TimetError` where a whole number is too small."
-        for name, value in vars(self).items():
-            if type(value) is int and value < (low := self.least.get(name, 1)):
-                raise TimetError(f"--{name.replace('_', '-')} must be at least {low}, got {value}")
-
-    def open(self) -> Backbone:
+    def open(self) -> "Backbone":
         "The network; raises `TimetError` as `open_backbone` does."
         return open_backbone(self.checkpoint, backbone=self.backbone, seed=self.seed)
 
-    def facts(self, backbone: nn.Module) -> dict[str, Any]:
+    def facts(self, backbone: "nn.Module") -> dict[str, Any]:
         "What every report says."
-        return {"checkpoint": self.checkpoint, "network": backbone.name, "weights": backbone.source,
-                "fingerprint": fingerprint(backbone), "data": self.data, "versions": versions(pick_device(self.device))}  # fmt: skip
+        from timet.run.folder import versions
+
+        return {
+            "checkpoint": self.checkpoint,
+            "network": backbone.name,
+            "weights": backbone.source,
+            "fingerprint": fingerprint(backbone),
+            "data": self.data,
+            "versions": versions(pick_device(self.device)),
+        }
 
     def write(self, report: dict[str, Any]) -> dict[str, Any]:
         "Write a report to `--out` where there is one, and return it."
@@ -116,15 +130,28 @@ class TokensConfig(NetworkConfig):
     "Where tokens are kept; $TIMET_CACHE or ~/.cache/timet, where none is given."
     no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Keep no tokens."
+    workers: Count = 4
+    "Threads that read and decode what the network looks at next."
 
+    @property
+    def folder(self) -> Path | None:
+        "Where tokens are kept; `None`: nowhere."
+        return None if self.no_cache else self.cache or cache_folder()
 
+    def extraction(self, **more: Any) -> Extraction:
+        "How tokens are made, as far as these options say it; `more` are other settings of `Extraction` by name."
+        return adjust(
+            Extraction(), {"device": self.device, "precision": self.precision, "workers": self.workers} | more
+        )
+
+# %% ../../nbs/eval/04_options.ipynb #88ac0253
 @dataclass(frozen=True)
 class ImagesConfig(TokensConfig):
     "The same for sets of images."
 
-    per_video: int = 4
+    per_video: Count = 4
     "Where the data are videos: so many frames of each are taken as images."
-    image_size: int = 448
+    image_size: Count = 448
     "Side to which images are squashed, pixels."
     store: Literal["fp32", "bf16"] = "fp32"
     "How tokens are kept."
@@ -138,7 +165,7 @@ def check_clusters(
         if word != "gt" and not (word.isdecimal() and int(word) > 0):
             raise TimetError(f"--k takes gt and numbers from 1, got {word!r}")
 
-
+# %% ../../nbs/eval/04_options.ipynb #ec34eb33
 def category_ids(
     names: Iterable[str],  # What came with `--background`
     classes: Mapping[int, str],  # Class id -> name
@@ -159,25 +186,14 @@ def labelled_images(
         raise TimetError(f"{config.data} holds images without masks; a score needs masks")
     return images
 
-
+# %% ../../nbs/eval/04_options.ipynb #ec6ae8db
 def stored_tokens(
     config: ImagesConfig,
-    backbone: nn.Module,  # From `config.open()`
+    backbone: "nn.Module",  # From `config.open()`
     images: Images,
     mask_size: int,  # Side of the masks that are kept beside the tokens, pixels
     batch_size: int = 32,  # Images a forward pass
-) -> ImageTokens:
+) -> Tokens:
     "The tokens of whole images, from the cache or from one pass of the backbone over all processes."
-    return image_tokens(
-        backbone, images, image_size=config.image_size, mask_size=mask_size, batch_size=batch_size, device=config.device,
-        precision=config.precision, store=config.store, cache=config.cache, no_cache=config.no_cache,
-    )  # fmt: skip
-
-
-def score_row(
-    score: Score,
-    names: Mapping[int, str],  # Class id -> name
-) -> dict[str, Any]:  # For JSON
-    "A score with its settings and the IoU of every class that occurs, by name."
-    per_class = {names.get(c, str(c)): v for c, v in enumerate(score.per_class.tolist()) if np.isfinite(v)}
-    return score.settings | {"mean": score.mean, "std": score.std, "values": score.values, "per_class": per_class}
+    sizes = {"image_size": config.image_size, "mask_size": mask_size, "batch_size": batch_size}
+    return kept_tokens(backbone, images, config.extraction(store=config.store, **sizes), folder=config.folder)[0]

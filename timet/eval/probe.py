@@ -31,6 +31,7 @@ from timet.eval.labelled import (
 )
 from .options import stored_tokens
 from .tokens import resize_labels
+from ..run.check import Count, Natural, check
 from ..run.command import parse, run_command
 from ..run.folder import load_checkpoint, save_checkpoint
 from ..run.processes import this_shard
@@ -166,7 +167,7 @@ def _fit(
 
 # %% ../../nbs/eval/21_probe.ipynb #d7888276
 def train_probe(
-    train: Any,  # `ImageTokens`: tokens `(b n d)`, masks `(b H W)`, grid, classes; or `FreshTokens`
+    train: Any,  # `Tokens`: tokens `(b n d)`, masks `(b H W)`, grid, classes; or `FreshTokens`
     val: Any,  # The same, of other images
     *,
     head: str = "linear",  # `linear` or `fcn`
@@ -214,18 +215,16 @@ class ProbeConfig(LabelledConfig):
     "Which head."
     variant: str = "paper"
     "Whose settings: paper, leopart, neco, leopart-dino."
-    full_size: int = 448
+    full_size: Natural = 448
     "Side of the masks of the second score; 0 takes them as they are."
-    epochs: int | None = None
+    epochs: Count | None = None
     "Epochs, where the variant's are not wanted."
-    batch_size: int | None = None
+    batch_size: Count | None = None
     "Images a step, where the variant's are not wanted."
     head_precision: Literal["fp32", "bf16"] = "fp32"
     "Of the head."
     resume: Path | None = None
     "Keep the head in this file after each epoch, and go on from it where it exists."
-
-    least = LabelledConfig.least | {"full_size": 0}
 
     def settings(self) -> ProbeSettings:
         "Raises `TimetError` for settings that are not there."
@@ -254,7 +253,7 @@ def run(
 
     Raises `TimetError` where the checkpoint or the data are not there, or a setting does not fit.
     """
-    config.check()
+    check(config, flags=True)
     settings = config.settings()
     first, second = image_pair(config.data, config.train_split, config.val_split, config.per_video)
     backbone = config.open()

@@ -6,12 +6,15 @@
 __all__ = ['follow', 'survival', 'temporal_consistency', 'track_tokens', 'pixel_tokens']
 
 # %% ../../nbs/eval/10_temporal.ipynb #c2218ed4
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
 from einops import rearrange
-from torch import Tensor
 
 from ..core import TimetError, check_shape
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 # %% ../../nbs/eval/10_temporal.ipynb #9cea2cd4
 def follow(
@@ -55,7 +58,16 @@ def survival(
     )
     return np.where(index < 0, -1, labels[:-1] == later.reshape(index.shape))
 
+# %% ../../nbs/eval/10_temporal.ipynb #3d961d97
+def _chance(labels: np.ndarray, index: np.ndarray) -> float:
+    "The share that would keep its cluster if clusters were dealt out anew in the same shares."
+    frame = np.broadcast_to(np.arange(1, len(labels))[:, None, None], index.shape)[index >= 0]
+    before, after = labels[:-1][index >= 0], labels.reshape(len(labels), -1)[frame, index[index >= 0]]
+    names, ids = np.unique(np.concatenate([before, after]), return_inverse=True)
+    first, second = (np.bincount(part, minlength=len(names)) / len(part) for part in np.split(ids, 2))
+    return float(first @ second)
 
+# %% ../../nbs/eval/10_temporal.ipynb #24bf38aa
 def temporal_consistency(
     labels: np.ndarray,  # Cluster of every patch, integers `(t h w)`
     motion: np.ndarray,  # Flow, pixels `(t-1 H W 2)`, or successors from `follow` or `track_tokens` `(t-1 h w)`
@@ -77,16 +89,12 @@ def temporal_consistency(
     share = float(kept[seen].mean())
     if not adjusted:
         return share
-    frame = np.broadcast_to(np.arange(1, len(labels))[:, None, None], index.shape)[seen]
-    before, after = labels[:-1][seen], labels.reshape(len(labels), -1)[frame, index[seen]]
-    names, ids = np.unique(np.concatenate([before, after]), return_inverse=True)
-    first, second = (np.bincount(part, minlength=len(names)) / len(part) for part in np.split(ids, 2))
-    chance = float(first @ second)
+    chance = _chance(labels, index)
     return (share - chance) / (1 - chance) if chance < 1 else float("nan")
 
 # %% ../../nbs/eval/10_temporal.ipynb #0fefb755
 def track_tokens(
-    tokens: np.ndarray | Tensor,  # Patch tokens of a clip `(t n d)`
+    tokens: "np.ndarray | Tensor",  # Patch tokens of a clip `(t n d)`
     grid: tuple[int, int],  # Rows and columns of patches, `n = h * w`
     *,
     radius: int = 6,  # How far a patch may move between two frames, patches
@@ -96,6 +104,8 @@ def track_tokens(
 
     Raises `TimetError` where the grid does not hold the tokens.
     """
+    import torch
+
     h, w = grid
     tokens = torch.as_tensor(tokens).float()
     check_shape(tokens, "t n d", "tokens", n=h * w)
@@ -125,6 +135,8 @@ def pixel_tokens(
 
     Raises `TimetError` where the frames are no pictures or the neighbourhood is not odd.
     """
+    import torch
+
     check_shape(frames, "t H W 3", "frames")
     if context < 1 or context % 2 == 0 or detail < 1:
         raise TimetError(f"context must be odd and detail at least 1, got {context} and {detail}")

@@ -22,7 +22,8 @@ from ..core import TimetError, check_shape, pick_device, progress
 from ..data.clips import EvalTransform
 from ..data.source import Source
 from ..data.video import frame_at
-from ..eval.kmeans import confusion, kmeans, match_hungarian, match_many_to_one, standardize_pca
+from ..eval.kmeans import kmeans, standardize_pca
+from ..eval.score import confusion, match_hungarian, match_many_to_one
 from ..eval.temporal import pixel_tokens, temporal_consistency, track_tokens
 from ..eval.tokens import resize_labels
 from ..samples import true_motion

@@ -24,7 +24,8 @@ from ..core import TimetError, samples_dir
 from ..data.clips import EvalTransform, clip_index
 from ..data.find import find_sources
 from ..data.source import Source
-from ..eval.kmeans import confusion, kmeans, match_hungarian, standardize_pca
+from ..eval.kmeans import kmeans, standardize_pca
+from ..eval.score import confusion, match_hungarian
 from .process import Run, stamp
 from .widgets import Explorer
 from ..loss import TimeT

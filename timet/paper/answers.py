@@ -18,7 +18,9 @@ import numpy as np
 from ..backbone import Backbone
 from ..core import TimetError, pick_device
 from ..data.find import Sources, find_sources
-from ..eval.clustering import Score, evaluate
+from ..eval.clustering import evaluate
+from ..eval.score import Score
+from ..eval.tokens import Clips
 from ..evaluate import EvaluateConfig, load_tokens
 from .cost import SAMPLE_FRAMES, settings_of
 from .networks import open_network
@@ -114,20 +116,21 @@ class Bench:
         images: Any,  # `Images`
         sizes: dict[str, Any],  # With `image_size` and `mask_size`
         store: str = "",  # `fp32` or `bf16`; empty: bf16 at the paper's size
-    ) -> Any:  # `ImageTokens`
+    ) -> Any:  # `Tokens`
         "Tokens of pictures, from the cache or from one pass."
-        from timet.eval.cache import image_tokens
+        from timet.eval.cache import cache_folder, kept_tokens
 
-        return image_tokens(
+        return kept_tokens(
             self.backbone(network) if isinstance(network, str) else network, images, image_size=sizes["image_size"],
             mask_size=sizes["mask_size"], batch_size=self.batch_size, device=self.device, precision=self.precision,
-            store=store or ("fp32" if self.plan.sample else "bf16"), cache=self.cache, no_cache=self.no_cache,
-        )  # fmt: skip
+            store=store or ("fp32" if self.plan.sample else "bf16"),
+            folder=None if self.no_cache else self.cache or cache_folder(),
+        )[0]  # fmt: skip
 
 # %% ../../nbs/paper/05_answers.ipynb #36e1cd3c
 def run_image(bench: Bench, name: str, measure: Measure) -> Answer:
     "K-means over all patches of a set of pictures."
-    from timet.eval.image import cluster_images
+    from timet.eval.clustering import cluster_images
 
     sizes = settings_of(measure, bench.plan.sample)
     kept = bench.tokens(name, bench.images(measure.data, "all"), sizes)
@@ -164,9 +167,9 @@ def run_incontext(bench: Bench, name: str, measure: Measure) -> Answer:
     train, val = (bench.images(measure.data, part) for part in ("trainaug", "val"))
     fresh = FreshTokens(seen, train, MemoryAugment(size, jitter=(0.1, 0.1, 0.1, settings.hue)), device=bench.device,
                         precision=bench.precision, classes=train.classes)  # fmt: skip
-    from timet.eval.tokens import extract_image_tokens
+    from timet.eval.tokens import extract_tokens
 
-    kept = extract_image_tokens(seen, val, image_size=size, mask_size=size, device=bench.device, precision=bench.precision,
+    kept = extract_tokens(seen, val, image_size=size, mask_size=size, device=bench.device, precision=bench.precision,
                                 batch_size=bench.batch_size, store="bf16")  # fmt: skip
     result = incontext(fresh, kept, variant=settings)
     return Answer((100 * result.miou,), {k: 100 * v for k, v in result.per_class.items()}, result.settings)
@@ -177,8 +180,8 @@ def run_video(bench: Bench, name: str, measure: Measure) -> Answer:
     sizes = settings_of(measure, bench.plan.sample)
     sources, protocol, k = bench.sources(measure.data), sizes["protocol"], sizes["k"]
     config = EvaluateConfig(
-        name, sources.root, protocol=(protocol,), k=(str(k),), seeds=bench.plan.seeds, num_frames=sizes["frames"],
-        image_size=sizes["image_size"], mask_size=sizes["mask_size"], batch_size=bench.batch_size, device=bench.device,
+        name, sources.root, protocol=(protocol,), k=(str(k),), seeds=bench.plan.seeds,
+        clips=Clips(sizes["frames"], image_size=sizes["image_size"], mask_size=sizes["mask_size"]), batch_size=bench.batch_size, device=bench.device,
         precision=bench.precision, cache=bench.cache, no_cache=bench.no_cache,
     )  # fmt: skip
     video, _ = load_tokens(config, bench.backbone(name), sources)
@@ -274,7 +277,7 @@ SHOWN = 4  # Clips in a figure
 def run_maps(bench: Bench, name: str, measure: Measure) -> Answer:
     "Cluster maps of a few clips, matched with their ids."
     from timet.eval.clustering import cluster_maps, reduce_tokens
-    from timet.eval.kmeans import confusion, match_hungarian
+    from timet.eval.score import confusion, match_hungarian
     from timet.eval.tokens import extract_tokens, resize_labels
 
     sizes, sources = settings_of(measure, bench.plan.sample), bench.sources(measure.data)
@@ -299,7 +302,8 @@ def run_maps(bench: Bench, name: str, measure: Measure) -> Answer:
 
 def run_overlay(bench: Bench, name: str, measure: Measure) -> Answer:
     "Pictures with the classes of their foreground clusters."
-    from timet.eval.kmeans import confusion, kmeans, match_hungarian, standardize_pca
+    from timet.eval.kmeans import kmeans, standardize_pca
+    from timet.eval.score import confusion, match_hungarian
     from timet.eval.tokens import as_float, resize_labels
 
     found, tokens, kept, images = _foreground(bench, name, measure)

@@ -22,7 +22,8 @@ from ..backbone import Backbone
 from ..core import atomic_write
 from ..data.source import Source
 from ..eval.clustering import evaluate
-from ..eval.kmeans import confusion, kmeans, match_hungarian, match_many_to_one, standardize_pca
+from ..eval.kmeans import kmeans, standardize_pca
+from ..eval.score import confusion, match_hungarian, match_many_to_one
 from ..eval.tokens import extract_tokens, resize_labels
 from ..viz.charts import bars, curves, to_png
 from ..viz.paint import color_map
