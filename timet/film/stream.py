@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import tee
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,15 @@ from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
 
-from ..core import TimetError, atomic_write, check_shape, pick_device, pick_precision, progress
+from ..core import TimetError, atomic_write, check_shape, progress
 from ..data.clips import EvalTransform
 from ..data.source import Source, VideoSource
 from ..data.video import VideoError, VideoInfo, open_video
 from ..eval.kmeans import kmeans
+from ..eval.tokens import Pass, run_batches
 from ..run.check import adjust
 from ..settings import Sight
+from ..viz.paint import principal_axes
 
 # %% ../../nbs/film/00_stream.ipynb #8a54f7f8
 def _decoded(info: VideoInfo, key: int | None) -> Iterator[Any]:
@@ -145,19 +148,6 @@ def sample_frames(
     chosen = [places[(places >= end - n) & (places < end)] - (end - n) for n, end in zip(counts, ends)]
     return [c if len(c) else np.array([n // 2]) for c, n in zip(chosen, counts)]
 
-
-@torch.inference_mode()
-def _forward(backbone: Any, images: Tensor, device: torch.device, precision: str) -> Tensor:
-    "Tokens of a batch of frames `(b n d)`, on the device."
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[pick_precision(precision, device)]
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        tokens = backbone.tokens(images.to(device)).float()
-    if not torch.isfinite(tokens).all():
-        raise TimetError(
-            "the network's tokens are not finite; the checkpoint has diverged, or fp16 is too narrow for it (try fp32)"
-        )
-    return tokens
-
 # %% ../../nbs/film/00_stream.ipynb #9e7c548f
 def sample_tokens(
     backbone: Any,  # Anything with `.tokens(images)`, `.patch_size`, `.image_size`
@@ -176,17 +166,16 @@ def sample_tokens(
     if not len(sources) or frames < 1 or rows < 1:
         raise TimetError(f"clusters need at least one video, frame and token, got {len(sources)}, {frames} and {rows}")
     sight, rng = adjust(sight, changes), np.random.default_rng(seed)
-    device = pick_device(sight.device)
-    backbone.to(device).eval()
+    how = Pass(sight.device, sight.precision, sight.batch_size)
     plan = sample_frames(sources, frames)
     share, parts = max(rows // sum(map(len, plan)), 1), []
     bar = progress(total=sum(map(len, plan)), desc="looking", unit="frame")
     for source, numbers in zip(sources, plan):
         transform = EvalTransform(working_size(backbone, *source.size, image_size=sight.image_size, grid=sight.grid))
-        for some in np.array_split(numbers, -(-len(numbers) // sight.batch_size)):
-            tokens = _forward(backbone, transform(source.frames(some)), device, sight.precision).cpu().numpy()
-            parts += [t[np.sort(rng.permutation(len(t))[:share])] for t in tokens]
-            bar.update(len(some))
+        batches = np.array_split(numbers, -(-len(numbers) // sight.batch_size))
+        for tokens in run_batches(backbone, (transform(source.frames(some)) for some in batches), how):
+            parts += [t[np.sort(rng.permutation(len(t))[:share])] for t in tokens.cpu().numpy()]
+            bar.update(len(tokens))
     bar.close()
     return np.concatenate(parts)
 
@@ -255,8 +244,7 @@ def fit_clusters(
     mean, std = tokens.mean(0, dtype=np.float64), tokens.std(0, dtype=np.float64)
     scale = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-12), 1 / np.maximum(std, 1e-30), 0.0)
     rows = ((tokens - mean) * scale).astype(np.float32)
-    basis = np.linalg.eigh((rows.T @ rows).astype(np.float64))[1][:, ::-1][:, : min(dim, m, d)]
-    basis *= np.sign(basis[np.abs(basis).argmax(0), np.arange(basis.shape[1])])
+    basis = principal_axes((rows.T @ rows).astype(np.float64), min(dim, m, d))
     labels, centroids = kmeans((rows @ basis).astype(np.float32), k, seed=seed)
     centroids = centroids[np.argsort(-np.bincount(labels, minlength=k), kind="stable")].astype(np.float64)
     basis = scale[:, None] * basis
@@ -389,13 +377,12 @@ def stream_labels(
     Raises `TimetError` for settings that make no sense, `VideoError` where the video cannot be read.
     """
     sight, starts, damaged = adjust(sight, changes), source.starts, []
-    device, reach = pick_device(sight.device), sight.temporal
+    reach, how = sight.temporal, Pass(sight.device, sight.precision, sight.batch_size)
     stop = len(starts) if stop is None else stop
     size = working_size(backbone, *source.size, image_size=sight.image_size, grid=sight.grid)
     cells, dtype = backbone.grid(*size), np.uint8 if clusters.k <= 256 else np.int32
     first = int(np.searchsorted(starts, starts[start] - reach))
     last = int(np.searchsorted(starts, starts[stop - 1] + reach, side="right"))
-    backbone.to(device).eval()
     window: deque[tuple[int, np.ndarray, Tensor]] = deque()
     now = start
 
@@ -410,9 +397,10 @@ def stream_labels(
             yield now, frame, best.cpu().numpy().astype(dtype)
             now += 1
 
-    for some, images in _ahead(_batches(source, first, last, size, sight.batch_size, damaged)):
-        maps = clusters.maps(_forward(backbone, images, device, sight.precision), cells)
-        for (number, frame), its in zip(some, maps):
+    some, images = tee(_ahead(_batches(source, first, last, size, sight.batch_size, damaged)))
+    all_tokens = run_batches(backbone, (pixels for _, pixels in images), how)
+    for (frames, _), tokens in zip(some, all_tokens):
+        for (number, frame), its in zip(frames, clusters.maps(tokens, cells)):
             yield from ready(starts[number])
             window.append((number, frame, its))
     yield from ready(np.inf)

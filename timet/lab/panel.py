@@ -197,6 +197,8 @@ def _course(log: Sequence[dict], usage: Any, now: "Standing", high: float, wide:
     shares = np.full(1, np.nan) if usage is None else np.sort(100 * np.asarray(usage))[::-1]
     title = "shares of the prototypes: none yet" if usage is None else "share of each prototype, %, largest first"
     figure = curves({"": shares}, 1 + np.arange(len(shares)), frame, title=title)
+    if usage is None:
+        figure.axes[0].set_xticks([])
     figure.axes[0].set_ylim(bottom=0)
     parts.append(to_pixels(figure))
     return stack(parts, gap=0, dark=dark)
