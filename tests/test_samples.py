@@ -10,7 +10,8 @@ from PIL import Image
 from timet.core import TimetError, samples_dir
 from timet.data.find import find_sources
 from timet.data.video import read_frames, scan
-from timet.samples import SamplesConfig, main, render, true_motion, write_mask, write_video
+from timet.samples import SamplesConfig, main, render, true_motion
+from timet.viz.write import write_mask, write_video
 from timet.world import scene as world
 from timet.world import shapes
 
@@ -229,7 +230,7 @@ def test_clips_of_another_set_stop_a_render(tmp_path):
         (["--out", "{file}"], "is a file; choose a folder"),
         (["--out", "{file}/below"], "cannot write"),
         (["--out", "{new}", "--frames", "1"], "--frames must be at least 2, got 1"),
-        (["--out", "{new}", "--train", "-1"], "--train must be from 0 to 100, got -1"),
+        (["--out", "{new}", "--train", "-1"], "--train must be at least 0 and at most 100, got -1"),
         (["--out", "{new}", "--train", "0", "--heldout", "0"], "nothing to draw"),
         (["--out", "{new}", "--seed", "-4"], "--seed must be at least 0, got -4"),
     ],
@@ -255,7 +256,7 @@ def test_mask_and_video_writers(tmp_path):
     write_mask(tmp_path / "m.png", mask)
     np.testing.assert_array_equal(np.array(Image.open(tmp_path / "m.png")), mask)
     frames = [np.full((32, 48, 3), 40 * i, np.uint8) for i in range(4)]
-    write_video(tmp_path / "a.mp4", frames)
+    write_video(tmp_path / "a.mp4", frames, 24)
     assert np.abs(read_frames(tmp_path / "a.mp4").astype(int)[:, 0, 0, 0] - [0, 40, 80, 120]).max() < 4
 
 
@@ -264,7 +265,7 @@ def test_the_same_frames_give_the_same_bytes(tmp_path):
     frames = [world.draw_frame(scene, i, 1) for i in range(12)]
     seen = set()
     for i in range(6):
-        write_video(tmp_path / f"{i}.mp4", frames)
+        write_video(tmp_path / f"{i}.mp4", frames, 24)
         seen.add((tmp_path / f"{i}.mp4").read_bytes())
     assert len(seen) == 1
 

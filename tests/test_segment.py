@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,14 +16,15 @@ import pytest
 import torch
 from PIL import Image
 
-from timet import segment as room
 from timet.backbone import create_backbone
 from timet.core import TimetError
 from timet.data.find import find_sources
 from timet.data.source import frames_in_order, read_mask
 from timet.data.video import read_frames, scan
 from timet.eval.kmeans import standardize_pca
-from timet.film.movie import aspect_of, join_parts, paint_frame, ticks_of, write_part
+from timet.film import parts as room
+from timet.film.jobs import Settings, plan_jobs, read_note
+from timet.film.movie import PART, aspect_of, join_parts, paint_frame, ticks_of
 from timet.film.stream import (
     Clusters,
     fit_clusters,
@@ -32,8 +34,10 @@ from timet.film.stream import (
     upscale_edges,
     working_size,
 )
-from timet.segment import RESULT, SegmentConfig, Settings, join_team, main, plan_jobs, read_note, segment
+from timet.run.check import adjust, flat
+from timet.segment import SegmentConfig, main, segment
 from timet.viz.paint import cluster_colors
+from timet.viz.write import write_video
 
 SMALL = dict(clusters=3, image_size=32, frames=6, device="cpu")
 
@@ -257,7 +261,7 @@ def test_smoothing_is_a_triangle_in_time(tiny, film):
 @pytest.mark.parametrize("ending", [".mp4", ".mkv"])
 def test_times_size_and_sound_are_kept(tmp_path, tiny, name, sound, ending):
     path = make_film(tmp_path / name, 20, sound=sound, codec="mpeg4" if name.endswith("avi") else "libx264")
-    (done,) = segment(path, tiny, tmp_path / f"out{ending}", Settings(**SMALL, part=7))
+    (done,) = segment(path, tmp_path / f"out{ending}", tiny, **SMALL, part=7)
     before, after = scan(path), scan(done.path)
     assert len(after.pts) == len(before.pts) == done.frames
     assert (after.height, after.width) == (before.height, before.width)
@@ -271,26 +275,26 @@ def test_times_size_and_sound_are_kept(tmp_path, tiny, name, sound, ending):
 
 def test_sound_that_a_container_cannot_hold_is_left_out_and_said(tmp_path, tiny):
     path = make_film(tmp_path / "in.mkv", 10, sound="tta")
-    (done,) = segment(path, tiny, tmp_path / "out.mp4", Settings(**SMALL))
+    (done,) = segment(path, tmp_path / "out.mp4", tiny, **SMALL)
     assert done.sound is False and "SOUND LEFT OUT" in str(done) and done.frames == 10
-    (done,) = segment(path, tiny, tmp_path / "out.mkv", Settings(**SMALL))
+    (done,) = segment(path, tmp_path / "out.mkv", tiny, **SMALL)
     assert done.sound is True
 
 
 @pytest.mark.parametrize("size", [(64, 48), (63, 48), (63, 47)])
 def test_odd_sizes_and_colours(tmp_path, size):
     frames = [np.full((size[1], size[0], 3), c, np.uint8) for c in ((200, 40, 40), (40, 180, 60))]
-    write_part(tmp_path / "p.mp4", frames)
+    write_video(tmp_path / "p.mp4", frames, 25, PART)
     got = read_frames(tmp_path / "p.mp4")
     assert got.shape == (2, size[1], size[0], 3) and np.abs(got.astype(int) - np.stack(frames)).max() < 4
 
 
 def test_pixels_that_are_no_squares(tmp_path, tiny):
     path = tmp_path / "tv.mp4"
-    write_part(path, [np.zeros((32, 48, 3), np.uint8)] * 3, aspect=Fraction(16, 11))
+    write_video(path, [np.zeros((32, 48, 3), np.uint8)] * 3, 25, replace(PART, aspect=Fraction(16, 11)))
     source = find_sources(path)[0]
     assert aspect_of(source) == Fraction(16, 11)
-    (done,) = segment(path, tiny, tmp_path / "out.mp4", Settings(**SMALL))
+    (done,) = segment(path, tmp_path / "out.mp4", tiny, **SMALL)
     assert aspect_of(find_sources(done.path)[0]) == Fraction(16, 11)
 
 
@@ -307,9 +311,7 @@ def test_painting_leaves_the_frame_alone():
 
 @pytest.mark.parametrize("form", ["overlay", "side", "masks"])
 def test_every_form(tmp_path, tiny, film, form):
-    (done,) = segment(
-        film, tiny, tmp_path / ("out" if form == "masks" else "out.mp4"), Settings(**SMALL, form=form, part=5)
-    )
+    (done,) = segment(film, tmp_path / ("out" if form == "masks" else "out.mp4"), tiny, **SMALL, form=form, part=5)
     assert sum(done.shares) == pytest.approx(1, abs=1e-5)
     if form == "masks":
         about = json.loads((done.path / "segment.json").read_text())
@@ -325,9 +327,9 @@ def test_every_form(tmp_path, tiny, film, form):
 def test_masks_of_a_frame_folder_have_its_names(tmp_path, tiny):
     folder = make_frames(tmp_path / "shots")
     before = snapshot(folder)
-    (done,) = segment(folder, tiny, tmp_path / "out", Settings(**SMALL, form="masks"))
+    (done,) = segment(folder, tmp_path / "out", tiny, **SMALL, form="masks")
     assert sorted(p.stem for p in done.path.glob("*.png")) == sorted(p.stem for p in folder.glob("*.png"))
-    (done,) = segment(folder, tiny, tmp_path / "out.mp4", Settings(**SMALL, fps=12.5))
+    (done,) = segment(folder, tmp_path / "out.mp4", tiny, **SMALL, fps=12.5)
     assert scan(done.path).fps == pytest.approx(12.5) and snapshot(folder) == before
 
 
@@ -337,7 +339,7 @@ def test_shared_clusters_mean_the_same(tmp_path, tiny):
         make_film(tmp_path / "in" / f"{name}.mp4")
     before = snapshot(tmp_path / "in")
     for shared in (True, False):
-        done = segment(tmp_path / "in", tiny, tmp_path / f"out{shared}", Settings(**SMALL, shared=shared, form="masks"))
+        done = segment(tmp_path / "in", tmp_path / f"out{shared}", tiny, **SMALL, shared=shared, form="masks")
         assert [d.path.name for d in done] == ["a", "b"]
     first, second = (np.stack([read_mask(p) for p in sorted((tmp_path / "outTrue" / n).glob("*.png"))]) for n in "ab")
     assert np.array_equal(first, second)
@@ -348,37 +350,36 @@ def test_one_broken_film_does_not_stop_the_others(tmp_path, tiny, capsys):
     (tmp_path / "in").mkdir()
     make_film(tmp_path / "in" / "a.mp4")
     (tmp_path / "in" / "b.mp4").write_bytes(b"not a film at all")
-    done = segment(tmp_path / "in", tiny, tmp_path / "out.mp4", Settings(**SMALL))
+    done = segment(tmp_path / "in", tmp_path / "out.mp4", tiny, **SMALL)
     assert len(done) == 1 and "left out" in capsys.readouterr().err
 
 
 def test_again_is_nothing_and_foreign_files_stay(tmp_path, tiny, film):
-    settings = Settings(**SMALL)
     out = tmp_path / "out.mp4"
-    (done,) = segment(film, tiny, out, settings)
+    (done,) = segment(film, out, tiny, **SMALL)
     stamp = out.stat().st_mtime_ns
-    assert segment(film, tiny, out, settings) == [done] and out.stat().st_mtime_ns == stamp
+    assert segment(film, out, tiny, **SMALL) == [done] and out.stat().st_mtime_ns == stamp
     with pytest.raises(TimetError, match="is there already"):
-        segment(film, tiny, out, Settings(**SMALL | {"clusters": 2}))
-    segment(film, tiny, out, Settings(**SMALL | {"clusters": 2}, force=True))
+        segment(film, out, tiny, **{**SMALL, "clusters": 2})
+    segment(film, out, tiny, **{**SMALL, "clusters": 2}, force=True)
     assert len(read_note(out)["shares"]) == 2
     diary = tmp_path / "diary"
     diary.mkdir()
     (diary / "monday.txt").write_text("rain")
     with pytest.raises(TimetError, match="is there already"):
-        segment(film, tiny, diary, Settings(**SMALL, form="masks"))
-    segment(film, tiny, diary, Settings(**SMALL, form="masks", force=True))
+        segment(film, diary, tiny, **SMALL, form="masks")
+    segment(film, diary, tiny, **SMALL, form="masks", force=True)
     assert (diary / "monday.txt").read_text() == "rain"
 
 
 def test_every_setting_that_changes_a_pixel_changes_the_key(tiny, film, tmp_path):
-    source, plain = find_sources(film), Settings(**SMALL)
+    source, plain = find_sources(film), adjust(Settings(), SMALL)
     key = plan_jobs(source, tiny, tmp_path / "o.mp4", plain)[0].key
     other = dict(clusters=9, form="side", shared=True, upscale="edges", temporal=0.5, image_size=48, grid=5, frames=3, alpha=0.1,
                  quality=30, seed=4, fps=3.0, part=9, batch_size=2)  # fmt: skip
-    assert set(other) == set(RESULT)
+    assert set(other) == set(flat(plain)) - {"device", "precision", "force"}
     for name, value in other.items():
-        assert plan_jobs(source, tiny, tmp_path / "o.mp4", Settings(**SMALL | {name: value}))[0].key != key, name
+        assert plan_jobs(source, tiny, tmp_path / "o.mp4", adjust(plain, {name: value}))[0].key != key, name
 
 
 def test_killed_and_resumed_is_the_same(tmp_path):
@@ -400,8 +401,8 @@ def test_killed_and_resumed_is_the_same(tmp_path):
 
 @pytest.mark.parametrize("stage", ["write_mask", "write_json"])
 def test_masks_go_on_after_a_failure(tmp_path, tiny, film, monkeypatch, stage):
-    settings, kept, calls = Settings(**SMALL, form="masks", part=5), getattr(room, stage), []
-    segment(film, tiny, tmp_path / "quiet", settings)
+    settings, kept, calls = dict(**SMALL, form="masks", part=5), getattr(room, stage), []
+    segment(film, tmp_path / "quiet", tiny, **settings)
 
     def failing(*args):
         calls.append(args)
@@ -411,9 +412,9 @@ def test_masks_go_on_after_a_failure(tmp_path, tiny, film, monkeypatch, stage):
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(room, stage, failing)
-        segment(film, tiny, tmp_path / "killed", settings)
+        segment(film, tmp_path / "killed", tiny, **settings)
     assert not (tmp_path / "killed" / "segment.json").exists()
-    segment(film, tiny, tmp_path / "killed", settings)
+    segment(film, tmp_path / "killed", tiny, **settings)
     first, second = ([b for _, b in snapshot(tmp_path / n).values()] for n in ("quiet", "killed"))
     assert first == second and len(first) == 13
 
@@ -444,7 +445,7 @@ def test_two_processes_make_what_one_makes(tmp_path):
     main([*words, str(tmp_path / "one")])
     for name in ("a.mp4", "b.mp4"):
         assert np.array_equal(read_frames(tmp_path / "one" / name), read_frames(tmp_path / "two" / name))
-    assert not list(tmp_path.glob("*.parts")) and join_team().size == 1
+    assert not list(tmp_path.glob("*.parts"))
 
 
 @pytest.mark.parametrize(
@@ -452,9 +453,9 @@ def test_two_processes_make_what_one_makes(tmp_path):
     [
         (["{tmp}/nothing.mp4"], "cannot find"),
         (["{tmp}/text.mp4"], "not a video that FFmpeg can read"),
-        (["{tmp}/in.mp4", "--clusters", "0"], "--clusters must be 1 to 4096"),
+        (["{tmp}/in.mp4", "--clusters", "0"], "--clusters must be at least 1 and at most 4096"),
         (["{tmp}/in.mp4", "--clusters", "4000"], "clusters need as many tokens"),
-        (["{tmp}/in.mp4", "--temporal", "7"], "--temporal must be 0 to 1"),
+        (["{tmp}/in.mp4", "--temporal", "7"], "--temporal must be at least 0 and at most 1"),
         (["{tmp}/in.mp4", "--image-size", "48", "--grid", "6"], "got both"),
         (["{tmp}/in.mp4", "--image-size", "5"], "needs 16 pixels"),
         (["{tmp}/in.mp4", "--checkpoint", "{tmp}/no.pth"], "there is no checkpoint"),
@@ -491,11 +492,11 @@ def test_help_is_honest_and_command_names_its_network(tmp_path, capsys, monkeypa
 
 
 def test_one_frame_and_a_gif(tmp_path, tiny):
-    (done,) = segment(make_film(tmp_path / "one.mp4", 1), tiny, tmp_path / "a.mp4", Settings(**SMALL))
+    (done,) = segment(make_film(tmp_path / "one.mp4", 1), tmp_path / "a.mp4", tiny, **SMALL)
     assert done.frames == 1
     pictures = [Image.fromarray(np.full((32, 48, 3), 40 * i, np.uint8)) for i in range(4)]
     pictures[0].save(tmp_path / "x.gif", save_all=True, append_images=pictures[1:], duration=[100, 50, 200, 100])
-    (done,) = segment(tmp_path / "x.gif", tiny, tmp_path / "b.mp4", Settings(**SMALL))
+    (done,) = segment(tmp_path / "x.gif", tmp_path / "b.mp4", tiny, **SMALL)
     assert done.frames == 4 and np.allclose(scan(done.path).starts, scan(tmp_path / "x.gif").starts)
 
 
@@ -505,13 +506,13 @@ def test_saved_clusters_come_back(tmp_path):
     again = Clusters.load(tmp_path / "c.safetensors")
     assert torch.equal(again.weight, clusters.weight) and again.spread == clusters.spread
     with pytest.raises(TimetError, match="at least one frame"):
-        write_part(tmp_path / "p.mp4", [])
+        write_video(tmp_path / "p.mp4", [], 25, PART)
     with pytest.raises(TimetError, match="ends in"):
         join_parts(tmp_path / "x.avi", [], None)
 
 
 def test_real_films(real_clips, tmp_path, tiny):
     for path in sorted((real_clips / "videos").glob("*.mp4"))[1:2]:
-        (done,) = segment(path, tiny, tmp_path / path.name, Settings(**SMALL))
+        (done,) = segment(path, tmp_path / path.name, tiny, **SMALL)
         before, after = scan(path), scan(done.path)
         assert np.abs(before.starts - after.starts).max() < 1e-9 and before.duration == pytest.approx(after.duration)

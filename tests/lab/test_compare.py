@@ -17,8 +17,11 @@ from timet.data.video import read_frames, scan
 from timet.lab import compare as C
 from timet.lab import sidebyside as F
 from timet.lab.compare import Clip, Comparison, carry, clip_tokens, read_clip, same_colours, start_of
-from timet.lab.sidebyside import MARGIN, TITLE, free_path, save_film, side_by_side, strip
+from timet.lab.sidebyside import free_path, save_film, side_by_side, strip
 from timet.viz.charts import to_png
+from timet.viz.paint import TEXT
+
+HEAD = TEXT + 10  # above the panels
 
 
 def made(t=6, grid=(3, 4), k=3, masks=True, seed=0) -> Comparison:
@@ -104,13 +107,13 @@ def test_a_picture_shows_the_frame_and_the_curve_moves():
     both = made()
     h, w = both.clip.frames.shape[1:3]
     plain = side_by_side(both, 2, clusters=3, opacity=0)
-    inside = plain[TITLE + 2 : TITLE + h, MARGIN + 2 : MARGIN + w]
+    inside = plain[HEAD + 2 : HEAD + h, 2:w]
     same = (inside == both.clip.frames[2][2:, 2:]).all(-1)
     assert same.mean() > 0.5  # all but the lines where clusters meet
     pictures = [side_by_side(both, 2, clusters=3, show=show, dark=dark) for show in F.SHOW for dark in (False, True)]
     assert len({p.tobytes() for p in pictures}) == 6
     assert pictures[0].shape == pictures[1].shape
-    first, last = (side_by_side(both, i, clusters=3)[TITLE + h :] for i in (0, 1))
+    first, last = (side_by_side(both, i, clusters=3)[HEAD + h :] for i in (0, 1))
     assert (first != last).any()
 
 
@@ -119,7 +122,7 @@ def test_edge_cases_are_drawn(t, grid, k):
     both = made(t, grid, k)
     for show in F.SHOW:
         picture = side_by_side(both, t - 1, clusters=k, show=show, adjusted=True)
-        assert picture.dtype == np.uint8 and picture.shape[1] == 2 * (16 * grid[1] + MARGIN) + F.GAP
+        assert picture.dtype == np.uint8 and picture.shape[1] == 2 * 16 * grid[1] + F.GAP
     assert len(to_png(strip(both, clusters=k, columns=2))) > 100
 
 
@@ -236,4 +239,4 @@ def test_real_clips(name, real_clips: Path, tuned):
     both = C.compare(start_of(tuned), tuned, clip, clusters=(4,))
     assert np.isfinite(both.kept(4)).all() and clip.motion != "true motion"
     picture = Image.open(io.BytesIO(to_png(side_by_side(both, 1, clusters=4))))
-    assert picture.width == 2 * (clip.frames.shape[2] + MARGIN) + F.GAP
+    assert picture.width == 2 * clip.frames.shape[2] + F.GAP

@@ -273,13 +273,16 @@ def test_a_place_in_a_grid_is_found_again():
 
 @pytest.mark.parametrize("values", [[0.5], [np.nan] * 4, [0, np.nan, 2, -1, np.inf], np.linspace(0, 1, 500)])
 @pytest.mark.parametrize("dark", [False, True])
-def test_sparkline(values, dark):
-    picture = paint.sparkline({"one": values, "two": values}, (120, 200), mark=0, dark=dark)
+def test_small_curves(values, dark):
+    cell = charts.Frame(size=(2.0, 1.2), small=True, limits=(0, 1), dark=dark)
+    picture = charts.to_pixels(charts.curves({"one": values, "two": values}, frame=cell, mark=0))
     assert picture.shape == (120, 200, 3) and picture.std() > 1
     assert (picture[0, -1] == (17 if dark else 255)).all()
-    moved = paint.sparkline({"one": values, "two": values}, (120, 200), mark=len(values) - 1, dark=dark)
-    finite = np.isfinite(np.asarray(values, float))
-    assert (moved != picture).any() == (len(values) > 1 and bool(finite[0] or finite[-1]))
+    figure = charts.curves({"one": values, "two": values}, frame=cell, mark=len(values) - 1)
+    moved = charts.to_pixels(figure)
+    assert (moved != picture).any() == (len(values) > 1)
+    last = values[-1]
+    assert figure.texts[0].get_text() == (f"one {last:.3g}" if np.isfinite(last) else "one")
 
 
 def test_a_figure_as_pixels():

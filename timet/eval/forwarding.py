@@ -32,8 +32,8 @@ from .score import confusion, match_hungarian, miou
 from .tokens import resize_labels
 from ..run.check import Count, Natural, check
 from ..run.command import parse, run_command
-from ..samples import write_mask
 from ..settings import Forwarder
+from ..viz.write import write_mask
 
 # %% ../../nbs/eval/53_forwarding.ipynb #26c27acf
 METHODS = ("copy", *FLOWS, "ff")

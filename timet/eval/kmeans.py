@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core import TimetError, check_shape
 from ..run.check import Count, Natural, adjust
+from ..viz.paint import principal_axes
 
 # %% ../../nbs/eval/01_kmeans.ipynb #2a0f1ea9
 Read = Callable[[np.ndarray], np.ndarray]  # Makes numbers of a slice of rows, where they are kept otherwise
@@ -58,9 +59,7 @@ def standardize_pca(
     scale = np.where(std > 1e-6 * np.maximum(np.abs(mean), 1e-12), 1 / np.maximum(std, 1e-30), 0.0)
     basis = np.diag(scale)
     if dim is not None:
-        vectors = np.linalg.eigh(covariance * np.outer(scale, scale))[1][:, ::-1][:, : min(dim, m, d)]
-        sign = np.sign(vectors[np.abs(vectors).argmax(0), np.arange(vectors.shape[1])])
-        basis = scale[:, None] * vectors * sign
+        basis = scale[:, None] * principal_axes(covariance * np.outer(scale, scale), min(dim, m, d))
     out = np.empty((m, basis.shape[1]), np.float32)
     for start in range(0, m, _CHUNK):
         out[start : start + _CHUNK] = (read(x[start : start + _CHUNK]) - mean) @ basis

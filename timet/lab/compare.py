@@ -18,14 +18,14 @@ from einops import rearrange
 from PIL import Image
 
 from ..backbone import Backbone, create_backbone
-from ..core import TimetError, check_shape, pick_device, progress
+from ..core import TimetError, check_shape, progress
 from ..data.clips import EvalTransform
 from ..data.source import Source
 from ..data.video import frame_at
 from ..eval.kmeans import kmeans, standardize_pca
 from ..eval.score import confusion, match_hungarian, match_many_to_one
 from ..eval.temporal import pixel_tokens, temporal_consistency, track_tokens
-from ..eval.tokens import resize_labels
+from ..eval.tokens import resize_labels, run_batches
 from ..samples import true_motion
 
 # %% ../../nbs/lab/01_compare.ipynb #ab43b1d9
@@ -192,7 +192,6 @@ def start_of(
 Tell = Callable[[int, int], None]  # How far it is, how far it will go
 
 
-@torch.inference_mode()
 def clip_tokens(
     backbone: Backbone,
     clip: Clip,
@@ -202,13 +201,13 @@ def clip_tokens(
     tell: Tell = lambda done, total: None,  # Called after each pass
 ) -> np.ndarray:  # `float32 (t n d)`
     "Tokens of a clip on its grid: the frames are brought to the size at which the network makes so many patches."
-    device, side = pick_device(device), backbone.patch_size
-    frames, parts = EvalTransform((clip.grid[0] * side, clip.grid[1] * side))(clip.frames), []
-    backbone.to(device).eval()
-    for part in frames.split(batch_size):
-        parts.append(backbone.tokens(part.to(device)).float().cpu())
+    side = backbone.patch_size
+    frames = EvalTransform((clip.grid[0] * side, clip.grid[1] * side))(clip.frames)
+    parts: list[np.ndarray] = []
+    for tokens in run_batches(backbone, frames.split(batch_size), device=device):
+        parts.append(tokens.cpu().numpy())
         tell(min(len(parts) * batch_size, len(frames)), len(frames))
-    return torch.cat(parts).numpy()
+    return np.concatenate(parts)
 
 # %% ../../nbs/lab/01_compare.ipynb #f01858ae
 def same_colours(

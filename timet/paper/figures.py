@@ -12,14 +12,13 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
-from ..core import TimetError, atomic_write
+from ..core import TimetError
 from .answers import Answer
-from ..samples import write_video
-from ..viz.charts import bars, to_png
+from ..viz.charts import bars
 from ..viz.paint import cluster_colors, image_grid, overlay
 from ..viz.strips import film_strip
+from ..viz.write import write_gif, write_png, write_video
 
 # %% ../../nbs/paper/06_figures.ipynb #0044a524
 def plot_counts(
@@ -99,12 +98,9 @@ def write_film(
     """
     pictures = [image_grid(list(column), len(rows)) for column in zip(*rows.values())]
     h, w = (side // 2 * 2 for side in pictures[0].shape[:2])  # H.264 wants even sides
-    pictures = [np.ascontiguousarray(p[:h, :w]) for p in pictures]
-    gif = Path(folder) / f"{name}.gif"
-    with atomic_write(gif) as part:
-        first, *others = [Image.fromarray(p) for p in pictures]
-        first.save(part, format="GIF", save_all=True, append_images=others, duration=1000 // fps, loop=0)
-    film = Path(folder) / f"{name}.mp4"
+    pictures = [p[:h, :w] for p in pictures]
+    gif, film = Path(folder) / f"{name}.gif", Path(folder) / f"{name}.mp4"
+    write_gif(gif, pictures, fps)
     write_video(film, pictures, fps)
     return [gif, film]
 
@@ -124,8 +120,7 @@ def draw_figure(
     written: list[Path] = []
 
     def keep(figure: Any, label: str) -> None:
-        with atomic_write(Path(folder) / f"{label}.png") as part:
-            part.write_bytes(to_png(figure))
+        write_png(Path(folder) / f"{label}.png", figure)
         written.append(Path(folder) / f"{label}.png")
 
     for column in dict.fromkeys(c for _, c in answers):

@@ -5,16 +5,14 @@
 # %% auto #0
 __all__ = ['BLANK', 'LIGHT', 'DARK', 'OKABE_ITO', 'DICHROMATS', 'TEXT', 'Theme', 'theme', 'as_array', 'oklab', 'cluster_colors',
            'color_map', 'matched_colors', 'as_picture', 'resize', 'overlay', 'root_map', 'glow', 'mark_patch',
-           'image_grid', 'picture_at', 'sparkline', 'tokens_to_rgb']
+           'image_grid', 'picture_at', 'stack', 'principal_axes', 'tokens_to_rgb']
 
 # %% ../../nbs/viz/00_paint.ipynb #b18218a4
 from collections.abc import Sequence
 from functools import lru_cache
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import matplotlib
 import numpy as np
 from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
@@ -179,9 +177,16 @@ def as_picture(
         blank = ~np.isfinite(x)
         low, high = limits or (np.nanmin(x, initial=np.inf, where=~blank), np.nanmax(x, initial=-np.inf, where=~blank))
         scaled = np.clip((np.where(blank, 0, x) - low) / max(high - low, 1e-12), 0, 1) if low <= high else 0 * x
-        picture = (matplotlib.colormaps[colormap](np.nan_to_num(scaled))[..., :3] * 255).round().astype(np.uint8)
+        picture = (_colormap(colormap)(np.nan_to_num(scaled))[..., :3] * 255).round().astype(np.uint8)
     picture[blank] = BLANK
     return picture
+
+
+def _colormap(name: str) -> Any:
+    "A colour map of matplotlib, which is loaded when the first number is painted."
+    import matplotlib
+
+    return matplotlib.colormaps[name]
 
 
 def resize(
@@ -241,7 +246,7 @@ def root_map(
     colormap: str = "inferno",  # matplotlib's name
 ) -> np.ndarray:  # Colours, 0 to 1 `(... 3)`
     "Colours of the roots of values."
-    return matplotlib.colormaps[colormap](np.sqrt(np.clip(values, 0, 1)))[..., :3]
+    return _colormap(colormap)(np.sqrt(np.clip(values, 0, 1)))[..., :3]
 
 
 def glow(
@@ -320,6 +325,8 @@ TEXT = 15  # Height of titles, pixels
 @lru_cache(maxsize=4)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     "The letters that matplotlib brings along and its figures use."
+    import matplotlib
+
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size)
 
 # %% ../../nbs/viz/00_paint.ipynb #30945f0a
@@ -340,48 +347,31 @@ def picture_at(
     inside = head <= down < head + h and right < w and column < columns
     return (int(row * columns + column), right / w, (down - head) / h) if inside else None
 
-# %% ../../nbs/viz/00_paint.ipynb #3d63e904
-def sparkline(
-    series: Any,  # Name -> values `(t,)`; NaN leaves a gap
-    size: tuple[int, int],  # Rows and columns of the picture, pixels
+# %% ../../nbs/viz/00_paint.ipynb #36984f1c
+def stack(
+    pictures: Sequence[np.ndarray],  # `uint8 (h w 3)` each
     *,
-    mark: int | None = None,  # The value that is looked at
-    limits: tuple[float, float] = (0.0, 1.0),  # Ends of the upright axis
-    colors: Any = None,  # Another palette `uint8 (k 3)`
+    gap: int = 8,  # Empty pixels between them
     dark: bool = False,  # For a dark page
-) -> np.ndarray:  # `uint8 (h w 3)`
-    "Small curves with three guides, for a cell of `image_grid`; the value at the mark is written."
-    look, (h, w), (low, high) = theme(dark), size, limits
-    image = Image.new("RGB", (w, h), look.paper)
-    draw, font, palette = (
-        ImageDraw.Draw(image),
-        _font(13),
-        cluster_colors(max(len(series), 1)) if colors is None else colors,
-    )
-    left, right, top, bottom = 40, w - 12, 12 + 18 * len(series), h - 14
+) -> np.ndarray:  # As wide as the widest `uint8 (h w 3)`
+    "Put pictures below each other, from the left."
+    paper = np.array(tuple(bytes.fromhex(theme(dark).paper[1:])), np.uint8)
+    width = max(picture.shape[1] for picture in pictures)
+    rows = []
+    for picture in pictures:
+        row = np.broadcast_to(paper, (len(picture) + gap, width, 3)).copy()
+        row[gap:, : picture.shape[1]] = picture
+        rows.append(row)
+    return np.concatenate(rows)[gap:]
 
-    def place(i: int, v: float, t: int) -> tuple[float, float]:
-        return left + (right - left) * i / max(t - 1, 1), bottom - (bottom - top) * (min(max(v, low), high) - low) / (
-            high - low
-        )
-
-    for v in (low, (low + high) / 2, high):
-        y = place(0, v, 2)[1]
-        draw.line([left, y, right, y], fill=look.guide)
-        draw.text((left - 6, y), f"{v:g}", fill=look.faint, font=font, anchor="rm")
-    for n, ((name, values), color) in enumerate(zip(series.items(), palette)):
-        values, color = as_array(values).astype(float), tuple(int(c) for c in color)
-        points = [place(i, v, len(values)) if np.isfinite(v) else None for i, v in enumerate(values)]
-        for a, b in pairwise(points):
-            if a and b:
-                draw.line([*a, *b], fill=color, width=3)
-        at = points[mark] if mark is not None and mark < len(points) else None
-        if at:
-            draw.ellipse([at[0] - 6, at[1] - 6, at[0] + 6, at[1] + 6], fill=color, outline=look.ink, width=2)
-        said = f"{name} {values[mark]:.2f}" if at else str(name)
-        draw.rectangle([left, 7 + 18 * n, left + 10, 17 + 18 * n], fill=color)
-        draw.text((left + 16, 12 + 18 * n), said, fill=look.ink, font=font, anchor="lm")
-    return np.asarray(image)
+# %% ../../nbs/viz/00_paint.ipynb #1bb9bde7
+def principal_axes(
+    covariance: np.ndarray,  # Of features, or a multiple of it `(d d)`
+    dim: int,  # How many, at most `d`
+) -> np.ndarray:  # Orthonormal columns, the axis of the largest variance first `(d dim)`
+    "Principal axes. An eigenvector has no sign of its own: its largest entry is made positive."
+    axes = np.linalg.eigh(covariance)[1][:, ::-1][:, :dim]
+    return axes * np.where(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])] < 0, -1, 1)
 
 # %% ../../nbs/viz/00_paint.ipynb #f09265a8
 def tokens_to_rgb(
@@ -400,9 +390,7 @@ def tokens_to_rgb(
     if not good.any():
         return np.full((*tokens.shape[:-2], *grid, 3), BLANK, np.uint8)
     centred = flat[good] - flat[good].mean(0)
-    axes = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :3]
-    # an eigenvector has no sign of its own: make its largest entry positive
-    axes = axes * np.where(axes[np.abs(axes).argmax(0), np.arange(axes.shape[1])] < 0, -1, 1)
+    axes = principal_axes(centred.T @ centred, 3)
     value = np.pad(centred @ axes, ((0, 0), (0, 3 - axes.shape[1])))
     low, high = np.quantile(value, [0.02, 0.98], axis=0)
     picture = np.full((len(flat), 3), BLANK, np.uint8)
