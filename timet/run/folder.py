@@ -44,7 +44,7 @@ def _git(*words: str) -> str:
         return ""
     return done.stdout.strip() if done.returncode == 0 else ""
 
-
+# %% ../../nbs/run/03_folder.ipynb #a06a681e
 def versions(
     device: "torch.device | str" = "cpu",  # Where the run computes
 ) -> dict[str, Any]:  # For `versions.json`
@@ -135,7 +135,7 @@ def random_states() -> dict[str, Any]:  # Plain lists, numbers and tensors
         "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
     }
 
-
+# %% ../../nbs/run/03_folder.ipynb #956f0c4d
 def restore_random_states(
     states: Mapping[str, Any],  # From `random_states`
 ) -> None:
@@ -171,7 +171,7 @@ def save_checkpoint(
             # torch closes its archive on the way out, and what it says then hides the full disk
             raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
-
+# %% ../../nbs/run/03_folder.ipynb #6ef3404b
 def load_checkpoint(
     path: str | Path,  # Usually `RUN/checkpoints/last.pt`
 ) -> dict[str, Any]:
@@ -212,7 +212,7 @@ def read_log(
                 records.append(record)
     return records
 
-
+# %% ../../nbs/run/03_folder.ipynb #bb0eafe5
 class RunLog:
     "Writes `log.jsonl` and TensorBoard's files in a run folder."
 
