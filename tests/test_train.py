@@ -700,3 +700,28 @@ def test_save_is_a_swap(tmp_path: Path) -> None:
     inode = (tmp_path / "last.pt").stat().st_ino
     save_checkpoint(tmp_path / "last.pt", {"step": 2})
     assert (tmp_path / "last.pt").stat().st_ino != inode and load_checkpoint(tmp_path / "last.pt")["step"] == 2
+
+
+# -- quick answers -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [(["--help"], 0), (["--data", "nowhere"], 2), (["--val-data", "nowhere"], 2), (["--resume", "nowhere"], 2),
+     (["--out", "/"], 2), (["--batch-size", "0"], 2), (["--bogus"], 2)],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)  # fmt: skip
+def test_mistakes_are_answered_before_torch_is_imported(line: list[str], status: int, tmp_path: Path) -> None:
+    "A word that is wrong costs no seconds."
+    heavy = "torch torchvision timm faiss scipy matplotlib accelerate av decord tensorboard".split()
+    code = f"""if True:
+        import sys
+        from timet.train import main
+        try:
+            main({line!r})
+        finally:
+            print("heavy:", sorted(set(sys.modules) & set({heavy!r})))
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=tmp_path)
+    assert done.returncode == status, done.stderr
+    assert "heavy: []" in done.stdout

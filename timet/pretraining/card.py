@@ -90,7 +90,7 @@ def right(
     "The check in one line."
     return "nearest neighbours: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in scores.items())
 
-
+# %% ../../nbs/pretraining/05_card.ipynb #c1c2faad
 def keep(
     run: Pretraining,
     check: Photos | None = None,  # Photographs to be named by their neighbours

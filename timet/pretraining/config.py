@@ -87,23 +87,17 @@ FREE = set(
 def load_config(
     folder: str | Path | None,  # A run folder
 ) -> PretrainConfig:
-    """The settings of a run, from its `config.json`.
-
-    Raises `TimetError` where there is none, or it is not readable.
-    """
+    "The settings of a run, from its `config.json`; raises as `load_settings` does."
     return load_settings(folder, PretrainConfig(), minutes=None, max_steps=None)
 
 
 def continued(
     config: PretrainConfig,  # Settings with `resume` and `out`
 ) -> PretrainConfig:  # The same, where nothing else than `FREE` differs from the run in `out`
-    """Check settings against those of the run that goes on.
-
-    Raises `TimetError` listing what differs.
-    """
+    "Check settings against those of the run that goes on; raises as `same_run` does."
     return same_run(config, load_config(config.out), FREE)
 
-
+# %% ../../nbs/pretraining/00_config.ipynb #4dd52b2a
 def read_command(
     argv: Sequence[str],  # The words after the command
 ) -> PretrainConfig:

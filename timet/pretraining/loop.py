@@ -199,7 +199,7 @@ def epoch_order(
     "The order of the photographs in one epoch: the same whenever it is asked for, so that a resumed run sees the rest."
     return torch.randperm(many, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch))
 
-
+# %% ../../nbs/pretraining/04_loop.ipynb #562a9f62
 def batches(
     run: Pretraining,
     pixels: Tensor,  # All photographs, on the device

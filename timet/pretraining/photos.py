@@ -102,7 +102,7 @@ def _fits(count: int, size: int) -> None:
             "free; keep them smaller with --image-size, or take fewer with --limit"
         )
 
-
+# %% ../../nbs/pretraining/01_photos.ipynb #c286e97c
 def read_photos(
     path: str | Path,  # A folder or a `.zip`
     *,

@@ -65,7 +65,7 @@ def flag_value(
             return word.split("=", 1)[1] if "=" in word else follows
     return None
 
-
+# %% ../../nbs/run/05_resume.ipynb #1e204642
 def resume_words(
     argv: Sequence[str],  # The words after the command
 ) -> tuple[list[str], Path | None]:  # The words, and the folder of the run to go on with

@@ -123,6 +123,8 @@ _PAPER = {
     "log_every": 10,
     "eval_clusters": 200,
 }
+
+# %% ../../nbs/training/00_config.ipynb #6b622047
 PRESETS: dict[str, dict[str, Any]] = {"demo": {}, "paper": _PAPER, "ablation": _PAPER | {"epochs": 12}}
 
 
@@ -142,10 +144,7 @@ def preset_config(
 def load_config(
     folder: str | Path | None,  # A run folder
 ) -> TrainConfig:
-    """The settings of a run, from its `config.json`.
-
-    Raises `TimetError` where there is none, or it is not readable.
-    """
+    "The settings of a run, from its `config.json`; raises as `load_settings` does."
     return load_settings(folder, TrainConfig())
 
 # %% ../../nbs/training/00_config.ipynb #127b17ad
@@ -171,10 +170,7 @@ FREE = set("data out resume device compile workers cache_mb save_every save_seco
 def continued(
     config: TrainConfig,  # Settings with `resume` and `out`
 ) -> TrainConfig:  # The same, where nothing else than `FREE` differs from the run in `out`
-    """Check settings against those of the run that goes on.
-
-    Raises `TimetError` listing what differs.
-    """
+    "Check settings against those of the run that goes on; raises as `same_run` does."
     return same_run(config, load_config(config.out), FREE)
 
 # %% ../../nbs/training/00_config.ipynb #43d69164
@@ -187,7 +183,7 @@ def videos(
     """
     return find_sources(data_folder(config.data, "train"), fps=config.fps, split=config.split)
 
-
+# %% ../../nbs/training/00_config.ipynb #f400ebd2
 def readable(
     source: Source,
 ) -> bool:

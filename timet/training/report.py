@@ -194,7 +194,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
         lines.append("<tr>" + "".join(f'<td class="{c}">{html.escape(str(x))}</td>' for x, c in cells) + "</tr>")
     return f'<div class="wide"><table>{"".join(lines)}</table></div>'
 
-
+# %% ../../nbs/training/01_report.ipynb #139d4f11
 def _picture(figure: Any, caption: str = "") -> str:
     "A figure as HTML with its PNG inside."
     data = base64.b64encode(to_png(figure)).decode()
@@ -326,7 +326,7 @@ def _facts(report: Report) -> list[str]:
         parts += [f"<h2>{name}</h2><details><summary>show</summary>{_table((), rows)}</details>"] if rows else []
     return parts
 
-
+# %% ../../nbs/training/01_report.ipynb #9922d902
 def write_report(
     path: str | Path,  # The HTML file to make or replace
     report: Report,
