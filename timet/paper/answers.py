@@ -8,7 +8,7 @@ __all__ = ['Compute', 'configure', 'Answer', 'read_report', 'answer']
 # %% ../../nbs/paper/05_answers.ipynb #7e008017
 from collections.abc import Mapping
 from contextlib import redirect_stdout
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from importlib import import_module
 from io import StringIO
 from pathlib import Path
@@ -20,7 +20,7 @@ import tyro
 from .networks import Found
 from .places import Place
 from .questions import PROTOCOLS, Question
-from ..run.check import Count
+from ..run.check import Count, adjust, flat
 from ..world.shapes import GROUNDS
 
 # %% ../../nbs/paper/05_answers.ipynb #4d260b11
@@ -50,14 +50,13 @@ def configure(
 ) -> Any:  # The protocol's config, which is frozen: equal questions have equal configs
     "A question as the protocol takes it."
     module, name = PROTOCOLS[question.protocol]
-    config = getattr(import_module(module), name)
     checkpoint, backbone = found.checkpoint
+    config = getattr(import_module(module), name)(checkpoint, data=place.path)
     values = asdict(compute) | {"backbone": backbone, "background": tuple(GROUNDS) if place.sample else ()}
     values |= dict(question.settings) | ({"split": place.split} if place.split else {})
     if question.data != "voc" and "train_split" in values:  # VOC has several; a set of videos has its own word for one
         values["train_split"] = place.train
-    known = {f.name for f in fields(config)}
-    return config(checkpoint, data=place.path, **{key: value for key, value in values.items() if key in known})
+    return adjust(config, {name: values[name] for name in flat(config) if name in values})
 
 # %% ../../nbs/paper/05_answers.ipynb #36e1cd3c
 @dataclass(frozen=True)
