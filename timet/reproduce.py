@@ -281,7 +281,7 @@ def reproduce(
     cells = collect(plan, config.compute, out, more)
     return write_report(plan, cells, out, {**more, "seconds": time.perf_counter() - start})
 
-# %% ../nbs/12_reproduce.ipynb #36e05123
+
 main = command(reproduce, ReproduceConfig, "timet.reproduce")
 
 # %% ../nbs/12_reproduce.ipynb #9b1c0d4d

@@ -41,4 +41,4 @@ def test_tokens_are_counted_once(voc: Path, tmp_path: Path) -> None:
     assert len(plan.cells) == 4 and f"4 of {len(EXPERIMENTS['table5'].cells)} numbers" in describe_plan(plan)
     # bf16 for K=500, LC and FCN, of val and trainaug; fp32 with attention for CBFE, of val and train
     assert sorted(count for count, _ in plan.tokens.values()) == [2, 2, 1464, 10582]
-    assert "12,050 pictures, in 1 networks" in describe_plan(plan) and "GB of tokens" in describe_plan(plan, tmp_path)
+    assert "12,050 pictures, by 1 network" in describe_plan(plan) and "GB of tokens" in describe_plan(plan, tmp_path)

@@ -49,7 +49,7 @@ def test_dry_run_says_all_and_writes_nothing(command, voc: Path, tmp_path: Path,
     out = capsys.readouterr().out
     assert "weights of the hub" in out or "hub" in out
     assert (
-        "pictures, in 1 networks" in out
+        "pictures, by 1 network" in out
         and "GB of tokens" in out
         and f"4 of {len(EXPERIMENTS['table5'].cells)} numbers" in out
     )

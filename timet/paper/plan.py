@@ -159,7 +159,8 @@ def describe_plan(
     lines += ["", f"  state    {plan.state}: {len(plan.cells)} of {len(e.cells)} numbers can be computed"]
     if plan.tokens:
         read, kept = (sum(size[i] for size in plan.tokens.values()) for i in (0, 1))
-        lines.append(f"  reads    {read:,} pictures, in {len({name[0] for name in plan.tokens})} networks")
+        networks = len({name[0] for name in plan.tokens})
+        lines.append(f"  reads    {read:,} pictures, by {networks} network{'s' * (networks > 1)}")
         lines.append("  stores   nothing, tokens are not kept")
         if cache is not None:
             base = next(p for p in (cache, *cache.absolute().parents) if p.exists())
