@@ -221,6 +221,8 @@ class ProbeConfig(LabelledConfig):
     "Epochs, where the variant's are not wanted."
     batch_size: Count | None = None
     "Images a step, where the variant's are not wanted."
+    hidden: int | None = None
+    "Channels of the FCN, where the variant's are not wanted."
     head_precision: Literal["fp32", "bf16"] = "fp32"
     "Of the head."
     resume: Path | None = None
@@ -228,7 +230,7 @@ class ProbeConfig(LabelledConfig):
 
     def settings(self) -> ProbeSettings:
         "Raises `TimetError` for settings that are not there."
-        wanted = {"epochs": self.epochs, "batch_size": self.batch_size}
+        wanted = {"epochs": self.epochs, "batch_size": self.batch_size, "hidden": self.hidden}
         changed = {name: value for name, value in wanted.items() if value is not None}
         return replace(probe_settings(self.head, self.variant), **changed)
 

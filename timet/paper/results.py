@@ -6,14 +6,14 @@
 __all__ = ['Compared', 'grid_of', 'absent', 'cut_settings', 'as_markdown', 'as_json']
 
 # %% ../../nbs/paper/07_results.ipynb #2917c7ef
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 
 from .answers import Answer
-from .cost import settings_of
 from .plan import SAMPLE_WARNING, Plan
 from .tables import TABLES
 
@@ -42,14 +42,13 @@ class Compared:
         return f"{self.answer.mean:.1f}{spread}{beside}"
 
 # %% ../../nbs/paper/07_results.ipynb #da9f4575
-def _blocks(columns: list[str], most: int = 4) -> list[list[str]]:
+def _blocks(
+    columns: list[str],
+    most: int = 4,
+) -> list[list[str]]:
     "Columns in tables of a readable width; those of one set stay together."
-    if len(columns) <= most:
-        return [columns]
-    groups: dict[str, list[str]] = {}
-    for column in columns:
-        groups.setdefault(column.rpartition(" ")[0], []).append(column)
-    return list(groups.values())
+    group = (lambda column: column.rpartition(" ")[0]) if len(columns) > most else lambda column: ""
+    return [list(block) for _, block in groupby(columns, group)]
 
 
 def grid_of(
@@ -73,11 +72,11 @@ def absent(
     cells: list[Compared],
 ) -> list[str]:  # One sentence a reason
     "Why numbers are missing, each reason once with its rows."
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[str, dict[str, None]] = {}
     for c in cells:
         if c.answer is None:
-            reasons.setdefault(c.reason, []).append(c.row)
-    return [f"{', '.join(dict.fromkeys(rows))}: {reason}" for reason, rows in reasons.items()]
+            reasons.setdefault(c.reason, {})[c.row] = None
+    return [f"{', '.join(rows)}: {reason}" for reason, rows in reasons.items()]
 
 
 def cut_settings(
@@ -85,10 +84,19 @@ def cut_settings(
 ) -> str:  # `"k 500 -> 60, mask_size 100 -> 96"`
     "What was made smaller for the sample clips."
     cuts = {}
-    for key in plan.cells:
-        full, small = (settings_of(plan.experiment.cells[key][1], sample) for sample in (False, True))
-        cuts |= {f"{name} {full[name]} -> {small[name]}": None for name in full if full[name] != small[name]}
+    for key, (_, small, _) in plan.cells.items():
+        asked, full = dict(small.settings), dict(plan.experiment.cells[key][1].settings)
+        pairs = (
+            (n, *(", ".join(map(str, v)) if isinstance(v, tuple) else v for v in (full[n], asked[n]))) for n in asked
+        )
+        cuts |= {f"{name} {before} -> {after}": None for name, before, after in pairs if before != after}
     return ", ".join(cuts)
+
+# %% ../../nbs/paper/07_results.ipynb #47c08db1
+def _section(title: str, lines: Iterable[str]) -> list[str]:
+    "A heading and a list, or nothing."
+    items = [f"- {line}" for line in lines]
+    return [f"## {title}", "", *items, ""] if items else []
 
 
 def as_markdown(
@@ -97,8 +105,7 @@ def as_markdown(
     files: list[str] = (),  # Names of figures that were written
 ) -> str:
     "The whole report of a table or a figure."
-    e = plan.experiment
-    table = TABLES.get(e.name)
+    e, table = plan.experiment, TABLES.get(plan.experiment.name)
     lines = [f"# {e.name}: {e.title}", ""]
     lines += [f"**{SAMPLE_WARNING}** Made smaller: {cut_settings(plan)}.", ""] if plan.sample else []
     if table is not None:
@@ -107,36 +114,39 @@ def as_markdown(
         quoted = [r for r in e.rows if r in table.quoted]
         lines += [f"The authors took these rows from other papers: {', '.join(quoted)}.", ""] if quoted else []
     lines += ["Files: " + ", ".join(files), ""] if files else []
-    notes = [*(table.remarks if table else ()), *dict.fromkeys(p.note for p in plan.places.values() if p.note)]
-    lines += ["## Before comparing", "", *(f"- {note}" for note in notes), ""] if notes else []
-    missing = absent(cells)
-    lines += ["## Not computed", "", *(f"- {text}" for text in missing), ""] if missing else []
-    used = dict.fromkeys((c.network, c.weights) for c in cells if c.answer is not None and c.network)
-    lines += ["## Networks", "", *(f"- {name}: {weights}" for name, weights in used), ""] if used else []
-    return "\n".join(lines)
+    notes = dict.fromkeys(p.note for p in plan.places.values() if p.note)
+    used = dict.fromkeys(f"{c.network}: {c.weights}" for c in cells if c.answer is not None and c.network)
+    lines += _section("Before comparing", [*(table.remarks if table else ()), *notes])
+    return "\n".join([*lines, *_section("Not computed", absent(cells)), *_section("Networks", used)])
 
-
+# %% ../../nbs/paper/07_results.ipynb #e01fc3be
 def as_json(
     plan: Plan,
     cells: list[Compared],
     more: Mapping[str, Any] | None = None,  # Versions, device, files
 ) -> dict[str, Any]:
-    "The same for programs, with every setting and every seed."
-    e = plan.experiment
-    table = TABLES.get(e.name)
+    "A report as data."
+    e, table = plan.experiment, TABLES.get(plan.experiment.name)
     numbers = []
     for c in cells:
-        row = {"row": c.row, "column": c.column, "network": c.network, "weights": c.weights, "paper": c.paper}
-        if c.answer is None:
-            numbers.append(row | {"ours": None, "reason": c.reason})
-            continue
-        a = c.answer
-        numbers.append(row | {"ours": a.mean if a.values else None, "std": a.std if a.values else None, "values": list(a.values),
-                              "difference": c.difference if a.values else None, "per_class": a.per_class,
-                              "settings": a.settings})  # fmt: skip
+        row = {
+            "row": c.row,
+            "column": c.column,
+            "network": c.network,
+            "weights": c.weights,
+            "paper": c.paper,
+            "ours": None,
+        }
+        if (a := c.answer) is None:
+            row["reason"] = c.reason
+        else:
+            known = {"ours": a.mean, "std": a.std, "difference": c.difference} if a.values else {}
+            row |= {**known, "values": list(a.values), "per_class": a.per_class, "settings": a.settings}
+        numbers.append(row)
+    places = {
+        k: {"path": str(p.path), "split": p.split, "count": p.count, "note": p.note} for k, p in plan.places.items()
+    }
     return {
         "name": e.name, "title": e.title, "sample": plan.sample, "protocol": table.protocol if table else "",
-        "remarks": list(table.remarks) if table else [], "seeds": plan.seeds, "numbers": numbers,
-        "data": {k: {"path": str(p.path), "split": p.split, "count": p.count, "note": p.note} for k, p in plan.places.items()},
-        "missing": plan.missing, **(more or {}),
+        "remarks": list(table.remarks) if table else [], "numbers": numbers, "data": places, "missing": plan.missing, **(more or {}),
     }  # fmt: skip
