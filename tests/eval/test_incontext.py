@@ -12,9 +12,9 @@ from torch import nn
 
 from timet.core import TimetError, samples_dir
 from timet.eval import incontext as room
+from timet.eval.fresh import BlueShift, FreshTokens, MemoryAugment
 from timet.eval.incontext import format_incontext, incontext, predict_shares, vote
 from timet.eval.kmeans import load_faiss
-from timet.eval.labelled import BlueShift, FreshTokens, MemoryAugment
 from timet.eval.memory import (
     INCONTEXT,
     IncontextSettings,

@@ -13,8 +13,9 @@ from torch import nn
 from timet.core import TimetError, samples_dir
 from timet.data.clips import ClipAugment
 from timet.eval import probe as room
+from timet.eval.fresh import FreshTokens
 from timet.eval.head import FCNHead, Probe, resize_maps, score_probe
-from timet.eval.labelled import FreshTokens, count_classes, image_pair, read_batch
+from timet.eval.labelled import count_classes, image_pair, read_batch
 from timet.eval.probe import PROBES, ProbeSettings, format_probe, probe_settings, train_probe
 from timet.eval.tokens import as_float
 

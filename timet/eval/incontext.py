@@ -17,20 +17,10 @@ from torch import Tensor
 
 from ..core import TimetError, progress
 from ..data.clips import IMAGENET_STD
+from .fresh import BlueShift, FreshTokens, MemoryAugment, fresh_tokens
 from .head import resize_maps
 from .kmeans import confusion, match_hungarian, miou
-from timet.eval.labelled import (
-    BlueShift,
-    FreshTokens,
-    LabelledConfig,
-    MemoryAugment,
-    count_classes,
-    fresh_tokens,
-    image_pair,
-    need_classes,
-    read_batch,
-    set_length,
-)
+from .labelled import LabelledConfig, count_classes, image_pair, need_classes, read_batch, set_length
 from timet.eval.memory import (  # noqa: F401
     INCONTEXT,
     IncontextSettings,

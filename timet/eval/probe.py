@@ -17,18 +17,9 @@ import torch
 from torch import nn
 
 from ..core import TimetError, pick_device, pick_precision, progress
+from .fresh import FreshTokens, fresh_tokens, probe_augment
 from .head import FCNHead, Probe, ProbeResult, resize_maps, score_probe  # noqa: F401
-from timet.eval.labelled import (
-    FreshTokens,
-    LabelledConfig,
-    count_classes,
-    fresh_tokens,
-    image_pair,
-    need_classes,
-    probe_augment,
-    read_batch,
-    set_length,
-)
+from .labelled import LabelledConfig, count_classes, image_pair, need_classes, read_batch, set_length
 from .options import stored_tokens
 from .tokens import resize_labels
 from ..run.command import parse, run_command

@@ -154,8 +154,8 @@ def run_probe(bench: Bench, name: str, measure: Measure) -> Answer:
 # %% ../../nbs/paper/05_answers.ipynb #5525d93a
 def run_incontext(bench: Bench, name: str, measure: Measure) -> Answer:
     "Nearest neighbours in a memory of labelled patches."
+    from timet.eval.fresh import BlueShift, FreshTokens, MemoryAugment
     from timet.eval.incontext import incontext
-    from timet.eval.labelled import BlueShift, FreshTokens, MemoryAugment
     from timet.eval.memory import INCONTEXT
 
     sizes = settings_of(measure, bench.plan.sample)
