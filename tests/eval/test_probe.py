@@ -16,7 +16,8 @@ from timet.eval import probe as room
 from timet.eval.fresh import FreshTokens
 from timet.eval.head import FCNHead, Probe, resize_maps, score_probe
 from timet.eval.labelled import count_classes, image_pair, read_batch
-from timet.eval.probe import PROBES, ProbeSettings, format_probe, probe_settings, train_probe
+from timet.eval.probe import format_probe
+from timet.eval.recipe import PROBES, ProbeSettings, probe_settings, train_probe
 from timet.eval.tokens import as_float
 
 QUICK = ProbeSettings("test", batch_size=3, epochs=4, drop_every=2, mask_size=8, hidden=6)

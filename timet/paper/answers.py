@@ -141,7 +141,7 @@ def run_image(bench: Bench, name: str, measure: Measure) -> Answer:
 # %% ../../nbs/paper/05_answers.ipynb #2e5c2321
 def run_probe(bench: Bench, name: str, measure: Measure) -> Answer:
     "A linear or an FCN head, by the settings of the released code; one seed, as in the paper."
-    from timet.eval.probe import probe_settings, train_probe
+    from timet.eval.recipe import probe_settings, train_probe
 
     sizes, sample = settings_of(measure, bench.plan.sample), bench.plan.sample
     chosen = replace(probe_settings(measure.kind, "paper"), mask_size=sizes["mask_size"])
