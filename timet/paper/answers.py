@@ -224,7 +224,7 @@ def run_forward(bench: Bench, name: str, measure: Measure) -> Answer:
 def _foreground(bench: Bench, name: str, measure: Measure) -> tuple[Any, np.ndarray, Any, Any]:
     "What is foreground, the tokens, the set they are of, and its pictures."
     from timet.eval.attention import WithAttention, attention_masks
-    from timet.eval.foreground import foreground
+    from timet.eval.cbfe import foreground
 
     sizes, net = settings_of(measure, bench.plan.sample), WithAttention(bench.backbone(name))
     grounds, parts, sets = _objects_only(bench, measure.data), [], []
@@ -258,7 +258,7 @@ def run_jaccard(bench: Bench, name: str, measure: Measure) -> Answer:
 
 def run_cbfe(bench: Bench, name: str, measure: Measure) -> Answer:
     "Clusters of the foreground alone, matched one to one."
-    from timet.eval.foreground import foreground_clusters
+    from timet.eval.cbfe import foreground_clusters
 
     found, tokens, kept, _ = _foreground(bench, name, measure)
     classes = kept.classes or {}
