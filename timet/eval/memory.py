@@ -8,14 +8,16 @@ __all__ = ['INCONTEXT', 'patch_histograms', 'sample_patches', 'IncontextSettings
 
 # %% ../../nbs/eval/40_memory.ipynb #90626633
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
+from annotated_types import Interval
 
 from ..core import TimetError, check_shape, progress
 from ..data.clips import IMAGENET_STD
 from .kmeans import load_faiss
 from .labelled import read_batch, set_length
+from ..run.check import Count, Natural, Positive, check
 
 # %% ../../nbs/eval/40_memory.ipynb #423b6a73
 def patch_histograms(
@@ -60,32 +62,27 @@ def sample_patches(
 # %% ../../nbs/eval/40_memory.ipynb #b4224ed7
 @dataclass(frozen=True)
 class IncontextSettings:
-    "The protocol of in-context segmentation; the second half are faults of the code behind Table 8, off as it was meant."
+    "The protocol of in-context segmentation; from `wrong_axis` on faults of the code behind Table 8, off as it was meant."
 
-    memory_size: int | None = 10_240_000  # Patches kept; `None` keeps all
-    epochs: int = 2  # Passes over the training images; with `FreshTokens` each sees new crops
-    k: int = 30  # Neighbours
-    temperature: float = 0.02  # Of their votes
-    index: str = "flat"  # `flat` looks at all of the memory; `ivf` at the nearest cells of a rough map
-    cells: int = 512  # Cells of the map, for `ivf`
-    probes: int = 32  # Cells looked at, for `ivf`
-    store: str = "fp32"  # The features in the memory: `fp32` or `fp16`
-    seed: int = 0  # Of the sampling
-    wrong_axis: bool = (
-        False  # Features of the memory divided by their norm over the patches of an image, not over features
-    )
-    zero_rows: bool = False  # The rows that rounding leaves unfilled stay in the memory, as zeros without a label
+    memory_size: Count | None = 10_240_000  # Patches kept; None: all
+    epochs: Count = 2  # Passes over the training images; with `FreshTokens` each sees new crops
+    k: Count = 30  # Neighbours
+    temperature: Positive = 0.02  # Of their votes
+    index: Literal["flat", "ivf"] = "flat"  # All of the memory is looked at, or the nearest cells of a rough map
+    cells: Count = 512  # Cells of the map, for `ivf`
+    probes: Count = 32  # Cells looked at, for `ivf`
+    store: Literal["fp32", "fp16"] = "fp32"  # The features in the memory
+    seed: Natural = 0  # Of the sampling
+    batch_size: Count = 8  # Images at once
+    gpu: bool = False  # Search on the GPUs
+    num_classes: Count | None = None  # `g`; None: from the names of the classes, or the masks
+    full_size: Count | None = None  # Side to which full masks are brought; None leaves them
+    wrong_axis: bool = False  # Norms of the memory taken over the patches of an image, not over features
+    zero_rows: bool = False  # Rows that rounding leaves unfilled stay in the memory, as zeros without a label
     ignored_as_background: bool = False  # Pixels of class 255 are background in the memory
     hungarian: bool = False  # The headline number is matched, though predictions are classes already
-    blue_std: float = IMAGENET_STD[2]  # .255 where digits were swapped; needs the images, see `BlueShift`
-    hue: float = 0.1  # Of the augmented images; .5 where the chance was given for the strength
-
-    def __post_init__(self) -> None:
-        small = min(self.epochs, self.k, self.cells, self.probes, 1 if self.memory_size is None else self.memory_size)
-        if small < 1 or not self.temperature > 0:
-            raise TimetError(f"memory, epochs, k, cells and probes must be at least 1, temperature above 0, got {self}")
-        if self.index not in ("flat", "ivf") or self.store not in ("fp32", "fp16"):
-            raise TimetError(f"index must be flat or ivf, store fp32 or fp16, got {self.index!r} and {self.store!r}")
+    blue_std: Positive = IMAGENET_STD[2]  # .255 where digits were swapped; needs the images, see `BlueShift`
+    hue: Annotated[float, Interval(ge=0, le=0.5)] = 0.1  # Of new crops; .5 where a chance was taken for the strength
 
 # %% ../../nbs/eval/40_memory.ipynb #c9aa6574
 INCONTEXT: dict[str, IncontextSettings] = {
@@ -101,14 +98,13 @@ def faiss_index(
     dim: int,  # Features of a vector, `d`
     rows: int,  # How many will come at most
     settings: IncontextSettings,
-    gpu: bool = False,  # Will it be searched on the GPUs?
 ) -> Any:
     """An empty index for dot products.
 
     Raises `TimetError` where a GPU is asked for and faiss has none.
     """
     faiss = load_faiss()
-    if gpu and not (hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus()):
+    if settings.gpu and not (hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus()):
         raise TimetError("faiss sees no GPU here; search with gpu=False, or install faiss-gpu where there is one")
     half, fp16, inner = settings.store == "fp16", faiss.ScalarQuantizer.QT_fp16, faiss.METRIC_INNER_PRODUCT
     if settings.index == "ivf":
@@ -118,15 +114,15 @@ def faiss_index(
         index.nprobe = min(settings.probes, index.nlist)
         return index
     # on a GPU fp16 is an option of the copy
-    return faiss.IndexScalarQuantizer(dim, fp16, inner) if half and not gpu else faiss.IndexFlatIP(dim)
+    return faiss.IndexScalarQuantizer(dim, fp16, inner) if half and not settings.gpu else faiss.IndexFlatIP(dim)
 
 # %% ../../nbs/eval/40_memory.ipynb #e04acc2f
 class Index:
     "Vectors that come bit by bit and are found again by dot product."
 
-    def __init__(self, dim: int, rows: int, settings: IncontextSettings, gpu: bool = False) -> None:
-        self.gpu, self.half, self._waiting = gpu, settings.store == "fp16", []
-        self.faiss = faiss_index(dim, rows, settings, gpu)
+    def __init__(self, dim: int, rows: int, settings: IncontextSettings) -> None:
+        self.gpu, self.half, self._waiting = settings.gpu, settings.store == "fp16", []
+        self.faiss = faiss_index(dim, rows, settings)
         self._train_rows = min(rows, 64 * getattr(self.faiss, "nlist", 0))
 
     def add(self, features: np.ndarray) -> None:
@@ -176,9 +172,8 @@ class Memory:
         num_classes: int,  # `g`
         rows: int,  # How many will come at most
         settings: IncontextSettings,
-        gpu: bool = False,  # Search on the GPUs
     ) -> None:
-        self.settings, self.filled, self.index = settings, 0, Index(dim, rows, settings, gpu)
+        self.settings, self.filled, self.index = settings, 0, Index(dim, rows, settings)
         self.labels = np.zeros((rows, num_classes), np.float32)
         self.origin = np.zeros((rows, 2), np.int32)  # image and patch of each row
         self.norms = np.zeros(rows, np.float32)  # 1, unless the norm was taken along the wrong axis
@@ -215,7 +210,7 @@ def unit(
     "Divide by the Euclidean norm along an axis; zeros stay zeros."
     return x / np.maximum(np.linalg.norm(x, axis=axis, keepdims=True), 1e-12)
 
-
+# %% ../../nbs/eval/40_memory.ipynb #c6aed1b9
 def memory_bytes(
     rows: int,  # Patches
     dim: int,  # Features
@@ -225,7 +220,7 @@ def memory_bytes(
     "How much room so many rows take."
     return rows * (dim * (4 if store == "fp32" else 2) + 4 * num_classes + 12)
 
-
+# %% ../../nbs/eval/40_memory.ipynb #f915de3d
 def _plan(train: Any, settings: IncontextSettings) -> tuple[int, int, int]:
     "Epochs, patches of each image, and rows of the memory."
     b, n = set_length(train), train.grid[0] * train.grid[1]
@@ -245,26 +240,24 @@ def build_memory(
     train: Any,  # `ImageTokens`: tokens `(b n d)`, masks `(b H W)`, grid; or `FreshTokens`
     num_classes: int,  # `g`
     settings: IncontextSettings,
-    *,
-    batch_size: int = 16,  # Images at once
-    gpu: bool = False,  # Search on the GPUs
     announce: bool = False,  # Print the size before the first image is read
 ) -> Memory:
     """Fill a memory from labelled images, a few at a time.
 
-    Raises `TimetError` where it is too small for one patch an image, or no patch has a label.
+    Raises `TimetError` where a setting is out of range, it is too small for one patch an image, or no patch has a label.
     """
+    check(settings)
     epochs, count, rows = _plan(train, settings)
     b, dim, rng = set_length(train), read_batch(train, [0])[0].shape[-1], np.random.default_rng(settings.seed)
     if announce:
         need = memory_bytes(rows, dim, num_classes, settings.store)
         print(f"memory: {count} patches of each image, {rows:,} x {dim} in {settings.store}, {need / 1e9:.2f} GB")
-    memory = Memory(dim, num_classes, rows, settings, gpu)
+    memory = Memory(dim, num_classes, rows, settings)
     with progress(desc="memory", unit="image", total=b * epochs) as bar:
         for epoch in range(epochs):
             order = rng.permutation(b)
-            for start in range(0, b, batch_size):
-                index = np.sort(order[start : start + batch_size])
+            for start in range(0, b, settings.batch_size):
+                index = np.sort(order[start : start + settings.batch_size])
                 tokens, masks = read_batch(train, index, epoch)
                 shares = patch_histograms(masks, train.grid, num_classes, 0 if settings.ignored_as_background else None)
                 for i, x, y in zip(index, tokens, shares):

@@ -155,8 +155,8 @@ def run_probe(bench: Bench, name: str, measure: Measure) -> Answer:
 def run_incontext(bench: Bench, name: str, measure: Measure) -> Answer:
     "Nearest neighbours in a memory of labelled patches."
     from timet.eval.fresh import BlueShift, FreshTokens, MemoryAugment
-    from timet.eval.incontext import incontext
     from timet.eval.memory import INCONTEXT
+    from timet.eval.recall import incontext
 
     sizes = settings_of(measure, bench.plan.sample)
     settings = replace(INCONTEXT["paper"], memory_size=sizes["memory"])
