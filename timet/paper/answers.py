@@ -196,8 +196,9 @@ def _objects_only(bench: Bench, data: str) -> tuple[str, ...]:
 
 def run_forward(bench: Bench, name: str, measure: Measure) -> Answer:
     "The first frame's masks carried along: left where they were, by flow, or by the Feature Forwarder."
+    from timet.eval.carried import score_steps
     from timet.eval.flow import flow_estimator
-    from timet.eval.forwarding import ForwardingConfig, score_steps
+    from timet.eval.forwarding import ForwardingConfig
 
     sizes, sources = settings_of(measure, bench.plan.sample), bench.sources(measure.data)
     method = {"copy": "copy", "flow": "dis", "ff": "ff"}[sizes["way"]]
