@@ -22,7 +22,7 @@ from ..core import TimetError, check_shape, pick_device, progress
 from ..data.clips import EvalTransform
 from ..data.source import Source
 from ..data.video import frame_at
-from ..eval.kmeans import confusion, kmeans, match_hungarian, match_many_to_one, standardize_pca
+from ..eval.kmeans import confusion, kmeans, match_many_to_one, rename_clusters, standardize_pca
 from ..eval.temporal import pixel_tokens, temporal_consistency, track_tokens
 from ..eval.tokens import resize_labels
 from ..samples import true_motion
@@ -221,9 +221,7 @@ def same_colours(
     k = int(max(before.max(), after.max())) + 1
     rank = np.argsort(np.argsort(-np.bincount(before.ravel(), minlength=k), kind="stable"))
     before = rank[before]
-    pairs = match_hungarian(confusion(after, before, k, k, ignore=None), unmatched=-1)
-    pairs[pairs < 0] = np.setdiff1d(np.arange(k), pairs)[: (pairs < 0).sum()]
-    return np.stack([before, pairs[after]])
+    return np.stack([before, rename_clusters(after, before)])
 
 # %% ../../nbs/lab/01_compare.ipynb #614a5168
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from ..core import TimetError, samples_dir
 from ..data.clips import EvalTransform, clip_index
 from ..data.find import find_sources
 from ..data.source import Source
-from ..eval.kmeans import confusion, kmeans, match_hungarian, standardize_pca
+from ..eval.kmeans import kmeans, rename_clusters, standardize_pca
 from .process import Run, stamp
 from .widgets import Explorer
 from ..loss import TimeT
@@ -77,10 +77,7 @@ def see(
     labels, _ = kmeans(standardize_pca(rows), min(clusters, len(rows)), niter=20, nredo=3)
     maps = rearrange(labels, "(t h w) -> t h w", h=h, w=w)
     if before is not None:
-        partner = match_hungarian(confusion(maps, before.clusters, clusters, clusters, ignore=None), unmatched=-1)
-        # what found no partner takes a number that is free
-        partner[partner < 0] = np.setdiff1d(np.arange(clusters), partner)[: (partner < 0).sum()]
-        maps = partner[maps]
+        maps = rename_clusters(maps, before.clusters)
     return Moment(step, None if usage is None else np.asarray(usage), maps, nearest)
 
 # %% ../../nbs/lab/04_panel.ipynb #562dfe80

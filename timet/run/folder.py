@@ -20,12 +20,14 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 from types import FrameType, TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from ..core import TimetError, atomic_write
+
+if TYPE_CHECKING:
+    import torch
 
 # %% ../../nbs/run/03_folder.ipynb #2a997d74
 PACKAGES = (
@@ -44,9 +46,11 @@ def _git(*words: str) -> str:
 
 
 def versions(
-    device: torch.device | str = "cpu",  # Where the run computes
+    device: "torch.device | str" = "cpu",  # Where the run computes
 ) -> dict[str, Any]:  # For `versions.json`
     "Python, platform, packages, device, and the commit of this package where it runs from a git checkout."
+    import torch
+
     device = torch.device(device)
     packages = {}
     for name in PACKAGES:
@@ -120,6 +124,8 @@ def release_folder(
 # %% ../../nbs/run/03_folder.ipynb #f2b667ba
 def random_states() -> dict[str, Any]:  # Plain lists, numbers and tensors
     "The states of Python's, NumPy's and torch's generators, on all devices."
+    import torch
+
     version, inner, gauss = random.getstate()
     kind, keys, position, has_gauss, cached = np.random.get_state()
     return {
@@ -134,6 +140,8 @@ def restore_random_states(
     states: Mapping[str, Any],  # From `random_states`
 ) -> None:
     "Put all generators back to where they were; GPUs only where there are as many as before."
+    import torch
+
     version, inner, gauss = states["python"]
     random.setstate((version, tuple(inner), gauss))
     kind, keys, position, has_gauss, cached = states["numpy"]
@@ -154,6 +162,8 @@ def save_checkpoint(
 
     Raises `TimetError` where the folder cannot be written or the disk is full.
     """
+    import torch
+
     with atomic_write(path) as part, open(part, "wb") as file:
         try:
             torch.save({"format": FORMAT, **state}, file)
@@ -169,6 +179,8 @@ def load_checkpoint(
 
     Raises `TimetError` where the file is no checkpoint of a run, or of another version.
     """
+    import torch
+
     path = Path(path)
     for stray in path.parent.glob(f".{path.stem}-*{path.suffix}"):
         stray.unlink(missing_ok=True)
