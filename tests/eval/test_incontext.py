@@ -187,7 +187,7 @@ def test_ivf_that_looks_everywhere_is_exact(store):
 
 def test_ivf_smaller_than_its_map():
     memory = build_memory(world(b=1), 4, replace(ALL, index="ivf"))
-    assert memory.index.faiss.nlist == 1 and np.allclose(vote(memory, np.ones((1, 6)), 30, 0.02).sum(), 1)
+    assert memory.index.nlist == 1 and np.allclose(vote(memory, np.ones((1, 6)), 30, 0.02).sum(), 1)
 
 
 def direct_miou(pred, gt, classes):

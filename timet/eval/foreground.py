@@ -28,30 +28,18 @@ if TYPE_CHECKING:
 class ForegroundConfig(ImagesConfig):
     "Cluster-based foreground extraction and the salient-object Jaccard (Tables 6 and 10)."
 
-    data: Path = Path("samples")
-    "Pictures with masks (Pascal VOC), or videos with masks, of which frames are taken; samples: the sample clips."
-    split: str = "val"
-    "The part that is measured."
-    train_split: str | None = None
-    "The part whose true masks choose the threshold: train (Leopart), trainaug (released code); with --threshold gt only."
-    threshold: Literal["gt", "share", "otsu"] = "gt"
-    "gt: true masks choose it, as published; share and otsu use none."
-    variant: Literal["leopart", "released"] = "leopart"
-    "200 clusters by cosine, both parts together; or 300, each part for itself."
-    k: Count | None = None
-    "Clusters; the variant's, where none is given."
-    classes: Natural = 0
-    "Also cluster the foreground into so many, and match with the classes: 20 for VOC; 0 leaves it out."
-    seeds: Count = 5
-    "How many seeds for --classes."
-    attention: str | None = None
-    "Another checkpoint, whose class token finds the foreground (Leopart: vit_small_patch16_224.dino)."
-    background: tuple[str, ...] = ()
-    "Categories that are background (sample world: meadow sand sky water)."
-    mask_size: Count | None = None
-    "Side to which masks are brought for the Jaccard, pixels; the variant's, where none is given."
-    batch_size: Count = 32
-    "Pictures a forward pass."
+    data: Path = Path("samples")  # Pascal VOC, images and masks, or videos with masks; samples: the sample clips
+    split: str = "val"  # The part that is measured
+    train_split: str | None = None  # With gt: the part whose masks choose, train (Leopart) or trainaug (released)
+    threshold: Literal["gt", "share", "otsu"] = "gt"  # gt: true masks choose it, as published; share and otsu use none
+    variant: Literal["leopart", "released"] = "leopart"  # 200 clusters by cosine of both parts; or 300 of each
+    k: Count | None = None  # Clusters; the variant's, where none is given
+    classes: Natural = 0  # Also cluster the foreground into so many (VOC: 20) and match with the classes; 0: no
+    seeds: Count = 5  # How many seeds for --classes
+    attention: str | None = None  # Another checkpoint, whose gaze it is (Leopart: vit_small_patch16_224.dino)
+    background: tuple[str, ...] = ()  # Categories that are background (sample world: meadow sand sky water)
+    mask_size: Count | None = None  # Side of the masks, pixels; the variant's, where none is given
+    batch_size: Count = 32  # Pictures a forward pass
 
 # %% ../../nbs/eval/32_foreground.ipynb #f183aab6
 def load_part(

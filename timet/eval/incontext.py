@@ -25,24 +25,15 @@ if TYPE_CHECKING:
 class IncontextConfig(LabelledConfig):
     "Nearest-neighbour in-context segmentation with a frozen backbone (Table 8)."
 
-    image_size: Count = 512
-    "Side to which images are squashed, and at which masks are compared, pixels."
-    variant: Literal["corrected", "paper"] = "corrected"
-    "The protocol as it was meant, or with the faults of the code behind the printed numbers."
-    augment: bool = True
-    "Fill the memory with new crops, twice (the protocol); otherwise with the whole images, whose tokens are kept."
-    memory_size: Natural = 10_240_000
-    "Patches in the memory; 0 keeps all."
-    index: Literal["flat", "ivf"] = "flat"
-    "Look at all of the memory, or at 32 of 512 cells."
-    memory_store: Literal["fp32", "fp16"] = "fp32"
-    "Features in the memory."
-    k: Count = 30
-    "Neighbours."
-    temperature: Positive = 0.02
-    "Of their votes."
-    gpu_index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    "Search on the GPUs."
+    image_size: Count = 512  # Side to which images are squashed, and at which masks are compared, pixels
+    variant: Literal["corrected", "paper"] = "corrected"  # As it was meant, or with the faults behind Table 8
+    augment: bool = True  # Fill the memory with new crops, twice (the protocol); or with the whole images
+    memory_size: Natural = 10_240_000  # Patches in the memory; 0 keeps all
+    index: Literal["flat", "ivf"] = "flat"  # Look at all of the memory, or at 32 of 512 cells
+    memory_store: Literal["fp32", "fp16"] = "fp32"  # Features in the memory
+    k: Count = 30  # Neighbours
+    temperature: Positive = 0.02  # Of their votes
+    gpu_index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # Search on the GPUs
 
     def settings(self) -> "IncontextSettings":
         "The protocol that is meant."

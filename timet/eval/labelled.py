@@ -138,12 +138,9 @@ def choose_variant(
 class LabelledConfig(ImagesConfig):
     "A checkpoint, and labelled images to learn from and to score."
 
-    data: Path = Path("samples")
-    "Labelled images: Pascal VOC as downloaded, a folder with images and masks; or videos with masks; samples: the sample clips."
-    train_split: str = "trainaug"
-    "Images to learn from."
-    val_split: str = "val"
-    "Images to score."
+    data: Path = Path("samples")  # Pascal VOC, images and masks, or videos with masks; samples: the sample clips
+    train_split: str = "trainaug"  # Images to learn from
+    val_split: str = "val"  # Images to score
 
     def facts(self, backbone: "nn.Module") -> dict[str, Any]:
         "What every report says, and which images they were."

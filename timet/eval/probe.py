@@ -24,20 +24,13 @@ if TYPE_CHECKING:
 class ProbeConfig(LabelledConfig):
     "Train a linear or FCN head on a frozen backbone and score it (Table 5)."
 
-    head: Literal["linear", "fcn"] = "linear"
-    "Which head."
-    variant: str = "paper"
-    "Whose settings: paper, leopart, neco, leopart-dino."
-    full_size: Natural = 448
-    "Side of the masks of the second score; 0 takes them as they are."
-    epochs: Count | None = None
-    "Epochs, where the variant's are not wanted."
-    batch_size: Count | None = None
-    "Images a step, where the variant's are not wanted."
-    head_precision: Literal["fp32", "bf16"] = "fp32"
-    "Of the head."
-    resume: Path | None = None
-    "Keep the head in this file after each epoch, and go on from it where it exists."
+    head: Literal["linear", "fcn"] = "linear"  # Which head
+    variant: str = "paper"  # Whose settings: paper, leopart, neco, leopart-dino
+    full_size: Natural = 448  # Side of the masks of the second score; 0 takes them as they are
+    epochs: Count | None = None  # Epochs, where the variant's are not wanted
+    batch_size: Count | None = None  # Images a step, where the variant's are not wanted
+    head_precision: Literal["fp32", "bf16"] = "fp32"  # Of the head
+    resume: Path | None = None  # Keep the head in this file after each epoch, and go on from it where it exists
 
     def settings(self) -> "ProbeSettings":
         "Raises `TimetError` for settings that are not there."
