@@ -150,17 +150,14 @@ def _read(source: Source, index: np.ndarray, block: int = 8) -> Iterator[np.ndar
         yield from source.frames(index[start : start + block])
 
 # %% ../../nbs/eval/54_carried.ipynb #211c25d3
-def _saved(maps: Iterable[np.ndarray], source: Source, index: np.ndarray, folder: Path) -> Iterator[np.ndarray]:
-    "Pass maps on and write each as a palette PNG with the name of its frame."
+def _watched(
+    maps: Iterable[np.ndarray], source: Source, index: np.ndarray, bar: Any, folder: Path | None
+) -> Iterator[np.ndarray]:
+    "Write every map as a palette PNG with the name of its frame, where there is a folder; let the annotated ones through."
     for i, ids in zip(index, maps):
-        name = Path(source.files[i]).stem if isinstance(source, FolderSource) else f"{i:05d}"
-        write_mask(folder / source.name / f"{name}.png", ids.astype(np.uint8))
-        yield ids
-
-
-def _known(maps: Iterable[np.ndarray], source: Source, index: np.ndarray, bar: Any) -> Iterator[np.ndarray]:
-    "Only the maps of frames that have a mask to be compared with."
-    for i, ids in zip(index, maps):
+        if folder is not None:
+            name = Path(source.files[i]).stem if isinstance(source, FolderSource) else f"{i:05d}"
+            write_mask(folder / source.name / f"{name}.png", ids.astype(np.uint8))
         bar.update()
         if i in source.mask_files:
             yield ids
@@ -189,10 +186,9 @@ def score_davis(
         for method in config.method:
             frames = index if method == "copy" else _read(source, index)  # a copy looks at nothing
             maps = chain([mask], carried(config, method, backbone, flows, frames, mask, size))
-            if config.save:
-                maps = _saved(maps, source, index, config.save / method)
+            maps = _watched(maps, source, index, bar, config.save and config.save / method)
             truths = (_asked(config, sources, source, [i])[0] for i in known)
-            scores[method].append(davis_j_f(_known(maps, source, index, bar), truths, ids=ids, name=source.name))
+            scores[method].append(davis_j_f(maps, truths, ids=ids, name=source.name))
     bar.close()
     if not any(scores.values()):
         raise TimetError(f"no video could be scored: {left[0]}; J and F need 3 masks and an object in the first")
