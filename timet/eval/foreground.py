@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class ForegroundConfig(ImagesConfig):
     "Cluster-based foreground extraction and the salient-object Jaccard (Tables 6 and 10)."
 
-    data: Path = Path("samples")  # Pascal VOC, images and masks, or videos with masks; samples: the sample clips
+    data: Path = Path("samples")
+    "Pascal VOC, a folder with images and masks, or videos with masks; samples: the sample clips."
     split: str = "val"  # The part that is measured
     train_split: str | None = None  # With gt: the part whose masks choose, train (Leopart) or trainaug (released)
     threshold: Literal["gt", "share", "otsu"] = "gt"  # gt: true masks choose it, as published; share and otsu use none

@@ -34,14 +34,15 @@ Steps = Annotated[tuple[Positive, ...], MinLen(1), Words("one or more numbers of
 class ForwardingConfig(NetworkConfig):
     "Forward the first frame's masks: mean IoU over steps in time (Table 11), or J and F (DAVIS, semi-supervised)."
 
-    data: Path = Path("samples")  # DAVIS, YouTube-VOS, or a folder of videos with masks; samples: the sample clips
+    data: Path = Path("samples")
+    "DAVIS, YouTube-VOS, or a folder of videos with masks; samples: the held-out sample clips."
     davis: Switch = False  # J and F on full videos, not mean IoU over steps
     method: Methods = ("copy", "dis", "ff")  # Leave the mask where it was, optical flow (3 kinds), Feature Forwarder
     delta_t: Steps = (0.1, 0.2, 0.4, 0.8)  # Seconds between frames (Table 11)
     variant: Literal["paper", "released"] = "paper"  # As the paper says; or random frames, one late, matched
     num_frames: Annotated[int, Ge(2)] = 25  # Frames of a clip at most, not with --davis (released code)
     image_size: Count | None = None  # Side of the square frames, None: 224; with --davis the shorter side, 480
-    tracker: Tracker = Tracker()  # See there
+    tracker: Tracker = Tracker()  # How the Feature Forwarder carries masks
     objects: Literal["auto", "merged", "separate"] = "auto"  # One foreground (auto: Table 11), or each for itself
     background: tuple[str, ...] = ()  # Categories that are background (sample world: meadow sand sky water)
     raft_weights: Path | None = None  # torchvision's weights file, for raft
@@ -65,7 +66,7 @@ class ForwardingConfig(NetworkConfig):
 class DavisConfig(ForwardingConfig):
     "The same where --davis is among the words: seven frames before, as in DINO."
 
-    tracker: Tracker = Tracker(forwarder=replace(TRACKER, context=7))  # See there
+    tracker: Tracker = Tracker(forwarder=replace(TRACKER, context=7))  # How the Feature Forwarder carries masks
 
 
 def read_words(

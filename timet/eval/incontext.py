@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 class IncontextConfig(LabelledConfig):
     "Nearest-neighbour in-context segmentation with a frozen backbone (Table 8)."
 
-    image_size: Count = 512  # Side to which images are squashed, and at which masks are compared, pixels
+    image_size: Count = 512
+    "Side to which images are squashed, and at which masks are compared, pixels."
     variant: Literal["corrected", "paper"] = "corrected"  # As it was meant, or with the faults behind Table 8
     augment: bool = True  # Fill the memory with new crops, twice (the protocol); or with the whole images
     memory_size: Natural = 10_240_000  # Patches in the memory; 0 keeps all

@@ -138,7 +138,8 @@ def choose_variant(
 class LabelledConfig(ImagesConfig):
     "A checkpoint, and labelled images to learn from and to score."
 
-    data: Path = Path("samples")  # Pascal VOC, images and masks, or videos with masks; samples: the sample clips
+    data: Path = Path("samples")
+    "Pascal VOC, a folder with images and masks, or videos with masks; samples: the sample clips."
     train_split: str = "trainaug"  # Images to learn from
     val_split: str = "val"  # Images to score
 

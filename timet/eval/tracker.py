@@ -67,7 +67,7 @@ class Tracker:
 
     soft: Switch = False  # Start from shares of objects in the patches, not from the object at the centre of each
     rescale: Switch = False  # Stretch each object's map to 0..1 before deciding, as DINO does (Section 3.1 warns)
-    forwarder: Forwarder = TRACKER  # See there
+    forwarder: Forwarder = TRACKER  # Of the released code's tracker
 
 # %% ../../nbs/eval/52_tracker.ipynb #1e654eb8
 @dataclass(frozen=True)
