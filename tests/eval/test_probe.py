@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -214,6 +216,26 @@ def test_resume_gives_the_same_bits(tmp_path, head):
     other = world(seed=5)
     with pytest.raises(TimetError, match="another probe"):
         train_probe(other, val, head=head, variant=QUICK, checkpoint=kept, num_classes=3)
+
+
+@pytest.mark.parametrize("head", ["linear", "fcn"])
+def test_stopped_within_an_epoch_and_gone_on(tmp_path, head):
+    train, val, kept = world(), world(seed=1), tmp_path / "probe.pt"
+
+    class Stopped(Frail):
+        "Somebody presses Ctrl-C while the first batch of the second epoch is read."
+
+        def batch(self, index, epoch=0):
+            if epoch == 1 and not self.until:
+                self.until = True
+                os.kill(os.getpid(), signal.SIGINT)
+            return read_batch(self.data, index)
+
+    with pytest.raises(KeyboardInterrupt, match="after step 5 of 12"):
+        train_probe(Stopped(train, False), val, head=head, variant=QUICK, device="cpu", checkpoint=kept, num_classes=3)
+    went_on = train_probe(train, val, head=head, variant=QUICK, device="cpu", checkpoint=kept, num_classes=3)
+    whole = train_probe(train, val, head=head, variant=QUICK, device="cpu", num_classes=3)
+    assert np.array_equal(went_on.losses, whole.losses) and np.array_equal(went_on.counts, whole.counts)
 
 
 def test_the_users_random_numbers_are_left_alone():
