@@ -102,7 +102,7 @@ def run(
     three, *train = [(part.tokens, part.masks, attended) for part, attended in parts]
     how = {"variant": config.variant, "threshold": config.threshold, "k": config.k}
     found = foreground(*three, kept.grid, train=train[0] if train else None, **how)
-    print(f"{backbone.name} ({backbone.source}) on {config.data}: {len(kept.masks)} pictures, variant {config.variant}, "
+    print(f"{backbone.name} ({backbone.source}) on {config.data.name}: {len(kept.masks)} pictures, variant {config.variant}, "
           f"K = {found.settings['k']}\n{found}")  # fmt: skip
     if found.ground_truth == "its own":
         print("note: these pictures' own true masks chose the threshold; give --train-split, or --threshold share")
