@@ -98,7 +98,7 @@ def _chosen(config: Any, source: Source, step: float | None) -> np.ndarray:  # F
     rng = np.random.default_rng([config.seed, zlib.crc32(source.name.encode())])
     return usable[clip_index(starts, config.num_frames, sampling="uniform", rng=rng)]
 
-
+# %% ../../nbs/eval/54_carried.ipynb #c05a6234
 def _asked(config: Any, sources: Sources, source: Source, index: Sequence[int] | np.ndarray) -> np.ndarray:
     "The objects of some frames, as the options want them `(t H W)`."
     return object_masks(source, index, classes=sources.classes, background=config.background, merge=config.merge)

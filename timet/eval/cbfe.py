@@ -126,7 +126,7 @@ class ForegroundSettings:
     pca: Count | None = 50  # Components to keep
     nredo: Count = 5  # Runs of k-means, of which the best is kept
 
-
+# %% ../../nbs/eval/31_cbfe.ipynb #8cf55e3c
 VARIANTS = {
     "leopart": ForegroundSettings(),
     "released": ForegroundSettings(k=300, spherical=False, niter=50, seed=1, joint=False, mask_size=100),

@@ -29,7 +29,7 @@ from .tracker import Switch
 Methods = Annotated[tuple[Method, ...], MinLen(1)]
 Steps = Annotated[tuple[Positive, ...], MinLen(1), Words("one or more numbers of seconds above 0")]
 
-
+# %% ../../nbs/eval/55_forwarding.ipynb #ffd16756
 @dataclass(frozen=True)
 class ForwardingConfig(NetworkConfig):
     "Forward the first frame's masks: mean IoU over steps in time (Table 11), or J and F (DAVIS, semi-supervised)."
@@ -68,7 +68,7 @@ class DavisConfig(ForwardingConfig):
 
     tracker: Tracker = Tracker(forwarder=replace(TRACKER, context=7))  # How the Feature Forwarder carries masks
 
-
+# %% ../../nbs/eval/55_forwarding.ipynb #430dcd98
 def read_words(
     words: Sequence[str],  # The words after the command
 ) -> ForwardingConfig:

@@ -36,7 +36,7 @@ class Scoring:
     full_size: Count | None = None  # Side of the full masks, pixels; None: as they are
     score_batch: Count = 16  # Images at once
 
-
+# %% ../../nbs/eval/21_recipe.ipynb #b91fdc26
 @dataclass(frozen=True)
 class ProbeSettings:
     "How a head is trained; classes of 255 are ignored everywhere."

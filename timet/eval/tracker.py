@@ -60,7 +60,7 @@ def step_index(
 Method = Literal["copy", "dis", "farneback", "raft", "ff"]
 Switch = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
-
+# %% ../../nbs/eval/52_tracker.ipynb #f39d57e0
 @dataclass(frozen=True)
 class Tracker:
     "The Feature Forwarder as a tracker."
@@ -80,7 +80,7 @@ class Rules:
     wrapped: bool = False  # Flow sees normalised frames that were cast to 8 bits
     smooth: bool = True  # Flow carries places, not a mask that is rounded at each step
 
-
+# %% ../../nbs/eval/52_tracker.ipynb #30e1bf09
 VARIANTS = {
     "paper": Rules(),  # Section C, with faults put right
     # mask_propagation.py of the released code. Its random crop of 224 pixels is not followed
