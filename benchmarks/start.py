@@ -46,9 +46,10 @@ from timet.data.video import frame_at
 from timet.eval.clustering import evaluate
 from timet.eval.davis import region_similarity
 from timet.eval.kmeans import kmeans, standardize_pca
-from timet.eval.propagate import forward_masks, object_masks
+from timet.eval.propagate import forward_masks
 from timet.eval.temporal import temporal_consistency
 from timet.eval.tokens import Tokens, resize_labels
+from timet.eval.tracker import object_masks
 from timet.lab.compare import Clip, clip_tokens, read_clip, same_colours
 from timet.run.check import flat
 from timet.run.command import parse, run_command

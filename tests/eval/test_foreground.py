@@ -12,16 +12,8 @@ from timet.backbone import create_backbone
 from timet.core import TimetError
 from timet.eval import foreground as room
 from timet.eval.attention import WithAttention, attention_masks, class_attention
-from timet.eval.foreground import (
-    VARIANTS,
-    _Rows,
-    choose_threshold,
-    cluster_scores,
-    foreground,
-    foreground_clusters,
-    jaccard,
-    main,
-)
+from timet.eval.cbfe import VARIANTS, _Rows, choose_threshold, cluster_scores, foreground, foreground_clusters, jaccard
+from timet.eval.foreground import main
 from timet.eval.score import confusion, match_hungarian, miou
 from timet.eval.tokens import Tokens
 
@@ -289,8 +281,8 @@ def test_reading_a_part(monkeypatch, tiny):
         masks = np.random.default_rng(0).integers(0, 3, (3, 20, 20))
         return Tokens(tokens, masks, (12, 12), ["a", "b", "c"])
 
-    monkeypatch.setattr(room, "labelled_images", lambda config, split: images)
-    monkeypatch.setattr(room, "stored_tokens", tokens_of)
+    monkeypatch.setattr("timet.eval.options.labelled_images", lambda config, split: images)
+    monkeypatch.setattr("timet.eval.options.stored_tokens", tokens_of)
     config = room.ForegroundConfig("net", "data", background=("sky",))
     part, attended = room.load_part(config, [tiny], "val")
     assert part.tokens.shape == (3, 144, 128) and attended.shape == (3, 12, 12) and part.grid == (12, 12)

@@ -12,17 +12,14 @@ from torch import nn
 
 from timet.core import TimetError, samples_dir
 from timet.data.find import find_sources
+from timet.eval.carried import frame_scores
 from timet.eval.davis import boundary, contour_accuracy, davis_j_f, mean_recall_decay, region_similarity, summarize
 from timet.eval.flow import flow_estimator, flow_masks
-from timet.eval.forwarding import (
-    VARIANTS,
-    ForwardingConfig,
-    frame_scores,
-    main,
-    step_index,
-)
-from timet.eval.propagate import enlarge, forward_masks, mask_map, object_masks
+from timet.eval.forwarding import ForwardingConfig, main, read_words
+from timet.eval.propagate import enlarge, forward_masks, mask_map
+from timet.eval.tracker import VARIANTS, Rules, object_masks, step_index
 from timet.feature_forwarder import forward_maps, forward_stream
+from timet.settings import Forwarder
 
 
 def blobs(seed, size=(40, 60)):
@@ -349,10 +346,12 @@ def test_grounds_are_background_and_objects_merge():
 
 
 def test_settings_of_the_variants():
-    assert VARIANTS["paper"]["matching"] == "direct" and VARIANTS["paper"]["shift"] == 0
-    assert VARIANTS["released"] == {"sampling": "uniform", "matching": "hungarian", "shift": 1, "wrapped": True, "smooth": False}  # fmt: skip
+    assert VARIANTS["paper"].matching == "direct" and VARIANTS["paper"].shift == 0
+    assert VARIANTS["released"] == Rules(sampling="uniform", matching="hungarian", shift=1, wrapped=True, smooth=False)
     config = ForwardingConfig("x", Path("y"))
-    assert (config.delta_t, config.num_frames, config.radius, config.topk, config.temperature) == ((0.1, 0.2, 0.4, 0.8), 25, 12, 5, 0.1)  # fmt: skip
+    assert (config.delta_t, config.num_frames) == ((0.1, 0.2, 0.4, 0.8), 25)
+    assert config.tracker.forwarder == Forwarder(radius=12, topk=5, temperature=0.1, context=4)
+    assert read_words(["x", "--davis"]).tracker.forwarder == Forwarder(radius=12, topk=5, temperature=0.1, context=7)
     assert config.merge and not ForwardingConfig("x", Path("y"), davis=True).merge
 
 

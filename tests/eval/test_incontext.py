@@ -12,9 +12,9 @@ from torch import nn
 
 from timet.core import TimetError, samples_dir
 from timet.eval import incontext as room
-from timet.eval.incontext import format_incontext, incontext, predict_shares, vote
+from timet.eval.fresh import BlueShift, FreshTokens, MemoryAugment
+from timet.eval.incontext import format_incontext
 from timet.eval.kmeans import load_faiss
-from timet.eval.labelled import BlueShift, FreshTokens, MemoryAugment
 from timet.eval.memory import (
     INCONTEXT,
     IncontextSettings,
@@ -24,6 +24,7 @@ from timet.eval.memory import (
     sample_patches,
     unit,
 )
+from timet.eval.recall import incontext, predict_shares, vote
 
 ALL = IncontextSettings(memory_size=None)
 
@@ -186,7 +187,7 @@ def test_ivf_that_looks_everywhere_is_exact(store):
 
 def test_ivf_smaller_than_its_map():
     memory = build_memory(world(b=1), 4, replace(ALL, index="ivf"))
-    assert memory.index.faiss.nlist == 1 and np.allclose(vote(memory, np.ones((1, 6)), 30, 0.02).sum(), 1)
+    assert memory.index.nlist == 1 and np.allclose(vote(memory, np.ones((1, 6)), 30, 0.02).sum(), 1)
 
 
 def direct_miou(pred, gt, classes):
@@ -341,10 +342,10 @@ def test_shapes_of_predictions():
 def test_wrong_input():
     for call, text in [
         (lambda: incontext(world(), world(), variant="best"), "corrected or paper"),
-        (lambda: IncontextSettings(index="hnsw"), "flat or ivf"),
-        (lambda: IncontextSettings(k=0), "at least 1"),
-        (lambda: IncontextSettings(memory_size=0), "at least 1"),
-        (lambda: IncontextSettings(temperature=0.0), "above 0"),
+        (lambda: incontext(world(), world(), index="hnsw"), "flat or ivf"),
+        (lambda: incontext(world(), world(), k=0), "at least 1"),
+        (lambda: incontext(world(), world(), memory_size=0), "at least 1"),
+        (lambda: incontext(world(), world(), temperature=0.0), "above 0"),
         (lambda: incontext(world(), world(), num_classes=2), "0..1"),
         (lambda: incontext(world(), world(d=7)), "features"),
     ]:
@@ -357,7 +358,7 @@ def test_wrong_input():
     faiss = load_faiss()
     if not (hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus()):
         with pytest.raises(TimetError, match="no GPU"):
-            build_memory(world(), 4, ALL, gpu=True)
+            build_memory(world(), 4, replace(ALL, gpu=True))
 
 
 needs_images = pytest.mark.skipif(

@@ -10,7 +10,7 @@ from PIL import Image
 
 from timet.core import TimetError, samples_dir
 from timet.data.images import VOC_CLASSES
-from timet.eval import incontext, probe
+from timet.eval import incontext, options, probe, recall, recipe
 from timet.eval.labelled import count_classes, image_pair, need_classes, read_batch
 from timet.eval.memory import IncontextSettings
 
@@ -88,8 +88,8 @@ def test_pascal_voc_without_the_additional_masks(voc):
 def test_only_the_first_process_scores(voc, tmp_path, monkeypatch, capsys, name):
     made, room, out = [], ROOMS[name], tmp_path / "report.json"
     monkeypatch.setattr(room, "this_shard", lambda: (1, 2))
-    tokens = room.stored_tokens
-    monkeypatch.setattr(room, "stored_tokens", lambda *a: made.append(len(a[2])) or tokens(*a))
+    tokens = options.stored_tokens
+    monkeypatch.setattr(options, "stored_tokens", lambda *a: made.append(len(a[2])) or tokens(*a))
     extra = ["--no-augment"] if name == "incontext" else []
     weights = str(samples_dir() / "weights/timet_tiny.safetensors")
     room.main([weights, "--data", str(voc), "--out", str(out), *TINY, *OPTIONS[name], *extra])
@@ -126,8 +126,8 @@ def test_tokens_of_such_sets_are_refused_too():
         tokens=np.zeros((2, 4, 3), np.float32), masks=np.zeros((2, 2, 2), int), grid=(2, 2), semantic=False
     )
     for call in (
-        lambda: probe.train_probe(data, data),
-        lambda: incontext.incontext(data, data, variant=IncontextSettings(memory_size=None)),
+        lambda: recipe.train_probe(data, data),
+        lambda: recall.incontext(data, data, variant=IncontextSettings(memory_size=None)),
         lambda: need_classes(data, of="DAVIS"),
     ):
         with pytest.raises(TimetError, match="not classes"):

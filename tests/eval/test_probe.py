@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import signal
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -13,9 +15,11 @@ from torch import nn
 from timet.core import TimetError, samples_dir
 from timet.data.clips import ClipAugment
 from timet.eval import probe as room
+from timet.eval.fresh import FreshTokens
 from timet.eval.head import FCNHead, Probe, resize_maps, score_probe
-from timet.eval.labelled import FreshTokens, count_classes, image_pair, read_batch
-from timet.eval.probe import PROBES, ProbeSettings, format_probe, probe_settings, train_probe
+from timet.eval.labelled import count_classes, image_pair, read_batch
+from timet.eval.probe import format_probe
+from timet.eval.recipe import PROBES, ProbeSettings, probe_settings, train_probe
 from timet.eval.tokens import as_float
 
 QUICK = ProbeSettings("test", batch_size=3, epochs=4, drop_every=2, mask_size=8, hidden=6)
@@ -212,6 +216,26 @@ def test_resume_gives_the_same_bits(tmp_path, head):
     other = world(seed=5)
     with pytest.raises(TimetError, match="another probe"):
         train_probe(other, val, head=head, variant=QUICK, checkpoint=kept, num_classes=3)
+
+
+@pytest.mark.parametrize("head", ["linear", "fcn"])
+def test_stopped_within_an_epoch_and_gone_on(tmp_path, head):
+    train, val, kept = world(), world(seed=1), tmp_path / "probe.pt"
+
+    class Stopped(Frail):
+        "Somebody presses Ctrl-C while the first batch of the second epoch is read."
+
+        def batch(self, index, epoch=0):
+            if epoch == 1 and not self.until:
+                self.until = True
+                os.kill(os.getpid(), signal.SIGINT)
+            return read_batch(self.data, index)
+
+    with pytest.raises(KeyboardInterrupt, match="after step 5 of 12"):
+        train_probe(Stopped(train, False), val, head=head, variant=QUICK, device="cpu", checkpoint=kept, num_classes=3)
+    went_on = train_probe(train, val, head=head, variant=QUICK, device="cpu", checkpoint=kept, num_classes=3)
+    whole = train_probe(train, val, head=head, variant=QUICK, device="cpu", num_classes=3)
+    assert np.array_equal(went_on.losses, whole.losses) and np.array_equal(went_on.counts, whole.counts)
 
 
 def test_the_users_random_numbers_are_left_alone():

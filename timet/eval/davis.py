@@ -8,6 +8,7 @@ __all__ = ['region_similarity', 'boundary', 'contour_accuracy', 'mean_recall_dec
 # %% ../../nbs/eval/50_davis.ipynb #97f73c97
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import numpy as np
 from scipy.ndimage import distance_transform_edt
@@ -25,7 +26,7 @@ def _masks(
     check_shape(void, "H W", "the void pixels", **size)
     return np.asarray(pred, bool), np.asarray(truth, bool), void
 
-
+# %% ../../nbs/eval/50_davis.ipynb #d66ae31e
 def region_similarity(
     pred: np.ndarray,  # Is the object here? Bool `(H W)`
     truth: np.ndarray,  # Is it really? Bool `(H W)`
@@ -100,7 +101,7 @@ class ObjectScores:
     def mean(self) -> float:  # J&F of this video, 0 to 1
         return float((self.j.mean() + self.f.mean()) / 2)
 
-
+# %% ../../nbs/eval/50_davis.ipynb #205ea364
 def davis_j_f(
     pred: Iterable[np.ndarray],  # Predicted ids of all frames, the first one too `t x (H W)`
     masks: Iterable[np.ndarray],  # True ids of the same frames `t x (H W)`
@@ -116,31 +117,24 @@ def davis_j_f(
     Deviation: an id that the first frame skips is no object; the toolkit counts all from 1 to the largest.
     Raises `TimetError` where the frames differ in number or shape, there is no object, or no frame is left to score.
     """
-    j, f, frames, end = [], [], 0, object()
-    pred, masks = iter(pred), iter(masks)
-    while True:
-        guess, true = next(pred, end), next(masks, end)
-        if (guess is end) != (true is end):
-            raise TimetError(f"{name or 'the video'} needs one predicted map for each mask, one ended after {frames}")
-        if true is end:
-            break
+    scores, frames, name = [], 0, name or "the video"
+    for guess, true in zip_longest(pred, masks):
+        if guess is None or true is None:
+            raise TimetError(f"{name} needs one predicted map for each mask, one ended after {frames}")
         check_shape(guess, "H W", f"the prediction for frame {frames}", H=true.shape[0], W=true.shape[1])
         if ids is None:
             ids = [int(i) for i in np.unique(true) if i not in (0, ignore)]
         void = None if ignore is None else true == ignore
         if ends or frames:  # the last one is dropped below, when it is known
-            pairs = [(guess == i, true == i) for i in ids]
-            j.append([region_similarity(*pair, void) for pair in pairs])
-            f.append([contour_accuracy(*pair, void, tolerance) for pair in pairs])
+            pairs = [(guess == i, true == i, void) for i in ids]
+            scores.append([(region_similarity(*pair), contour_accuracy(*pair, tolerance)) for pair in pairs])
         frames += 1
     if not ids:
-        raise TimetError(f"the first mask of {name or 'the video'} holds no object; start where one is annotated")
-    keep = len(j) if ends else len(j) - 1
-    if keep < 1:
-        raise TimetError(
-            f"{name or 'the video'} has {frames} frames; J and F leave out the first and the last, so take 3 or more"
-        )
-    return ObjectScores(tuple(ids), np.array(j[:keep]).T, np.array(f[:keep]).T, name)
+        raise TimetError(f"the first mask of {name} holds no object; start where one is annotated")
+    scores = scores if ends else scores[:-1]
+    if not scores:
+        raise TimetError(f"{name} has {frames} frames; J and F leave out the first and the last, so take 3 or more")
+    return ObjectScores(tuple(ids), *np.array(scores).transpose(2, 1, 0), name)
 
 # %% ../../nbs/eval/50_davis.ipynb #fc5ae60d
 def summarize(

@@ -18,8 +18,9 @@ from PIL import Image
 
 from ..core import TimetError, atomic_write
 from ..data.find import find_sources
+from ..eval.cbfe import foreground
 from ..eval.clustering import cluster_maps, reduce_tokens
-from ..eval.foreground import foreground, load_part
+from ..eval.foreground import load_part
 from ..eval.kmeans import kmeans, standardize_pca
 from ..eval.options import labelled_images
 from ..eval.score import confusion, match_hungarian
