@@ -120,6 +120,28 @@ def test_frames_of_videos_are_cached_too(tmp_path):
         assert model.seen == seen
 
 
+def test_clips_of_videos_and_their_masks_are_kept_apart(tmp_path):
+    videos, model = find_sources(samples_dir() / "heldout")[:3], Patches()
+    clips = {"num_frames": 2, "image_size": 16, "batch_size": 4, "device": "cpu", "folder": tmp_path}
+    for mask_size, more, seen, kept in (
+        (5, {}, 6, False),
+        (5, {}, 6, True),
+        (7, {}, 6, True),
+        (5, {"seed": 1}, 12, False),
+    ):
+        found, there = kept_tokens(model, videos, mask_size=mask_size, **clips, **more)
+        assert (model.seen, there) == (seen, kept) and found.masks.shape == (3, 2, mask_size, mask_size)
+        assert found.tokens.shape == (3, 2, 4, 3) and found.index.shape == (3, 2) and found.names == videos.names
+        want = extract_tokens(
+            Patches(), videos, mask_size=mask_size, **{k: v for k, v in clips.items() if k != "folder"}, **more
+        )
+        for name in ("tokens", "masks", "index"):
+            np.testing.assert_array_equal(getattr(found, name), getattr(want, name))
+    assert len(list(tmp_path.iterdir())) == 5  # two of tokens, three of masks
+    half, _ = kept_tokens(model, videos, mask_size=5, store="bf16", keep_frames=True, **clips)
+    assert half.tokens.dtype == np.uint16 and half.frames.shape == (3, 2, 16, 16, 3) and half.frames.dtype == np.uint8
+
+
 def test_a_damaged_entry_is_made_anew(root, tmp_path):
     model = Patches()
     kept_tokens(model, find(root), folder=tmp_path / "c", **SIZES)[0]

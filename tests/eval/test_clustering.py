@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from timet.core import TimetError
-from timet.eval.clustering import VARIANTS, cluster_maps, cluster_pixels, evaluate, reduce_tokens
+from timet.eval.clustering import VARIANTS, Scoring, cluster_maps, cluster_pixels, evaluate, reduce_tokens
 from timet.eval.kmeans import kmeans
 from timet.eval.score import match_hungarian, match_many_to_one
 from timet.eval.temporal import follow, pixel_tokens, survival, temporal_consistency, track_tokens
@@ -265,6 +265,29 @@ def test_dataset_scores_need_ids_that_are_classes():
         evaluate(video, protocol="dataset")
     assert evaluate(video, protocol="dataset", force=True, seeds=1).mean > 0
     assert evaluate(video, protocol="clip", seeds=1).mean > 0
+
+
+def test_a_picture_is_a_clip_of_one_frame():
+    tokens, masks = (x[:, :1] for x in toy())
+    pictures = Tokens(tokens[:, 0], masks[:, 0], (6, 6))
+    for protocol, k in (("frame", "gt"), ("clip", 3), ("dataset", "gt")):
+        one, two = evaluate(pictures, protocol=protocol, k=k, seeds=2), evaluate(tokens, masks, protocol, k, seeds=2)
+        np.testing.assert_array_equal(one.values, two.values)
+    np.testing.assert_array_equal(
+        evaluate(pictures, protocol="frame", seeds=1).values, evaluate(pictures, protocol="clip", seeds=1).values
+    )
+
+
+def test_settings_as_a_whole_and_by_name():
+    tokens, masks = toy()
+    whole = Scoring(order="released", size=12, seeds=(3,), nredo=1, pca=4)
+    by_name = evaluate(tokens, masks, "clip", order="released", size=12, seeds=[3], nredo=1, pca=4)
+    np.testing.assert_array_equal(evaluate(tokens, masks, "clip", settings=whole).values, by_name.values)
+    assert by_name.settings["seeds"] == [3] and by_name.settings["size"] == [12, 12]
+    with pytest.raises(TimetError, match="no setting 'sizes'"):
+        evaluate(tokens, masks, sizes=12)
+    with pytest.raises(TimetError, match="frame, clip or dataset"):
+        evaluate(tokens, masks, "video", settings=whole)
 
 
 def test_unlike_grids_and_mask_sizes():

@@ -162,7 +162,7 @@ class Pass:
     device: str = "auto"  # Where: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # Of the products; what comes out is float32
     batch_size: Count = 32  # Images a forward pass
-    workers: Count = 4  # Threads that read and decode the next images meanwhile
+    workers: Natural = 4  # Threads that read and decode the next images meanwhile; 0 is one, too
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", str(self.device))
@@ -217,7 +217,7 @@ def _read_ahead(
 ) -> Iterator[tuple[slice, list]]:
     "Groups with what `load` makes of their items; the next group is read while this one is used."
     bar = nullcontext() if words is None else progress(total=sum(map(len, groups)), **words)
-    with ThreadPoolExecutor(workers) as pool, bar:
+    with ThreadPoolExecutor(max(workers, 1)) as pool, bar:
         later = [pool.submit(load, items[i]) for group in groups[:1] for i in group]
         for group, following in zip(groups, [*groups[1:], range(0)]):
             now, later = later, [pool.submit(load, items[i]) for i in following]
