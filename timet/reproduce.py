@@ -147,11 +147,11 @@ def ask_one(
     "One cell."
     try:
         if question.protocol not in ("maps", "overlay", "counts"):
-            return answer(question, found, place, compute)
+            return answer(found, question, place, compute)
         from timet.paper.answers import configure
         from timet.paper.figures import PICTURES
 
-        return PICTURES[question.protocol](configure(question, found, place, compute))
+        return PICTURES[question.protocol](configure(found, question, place, compute))
     except TimetError as error:
         return str(error)
 

@@ -43,8 +43,8 @@ class Compute:
 
 # %% ../../nbs/paper/05_answers.ipynb #d9624cc8
 def configure(
-    question: Question,
     found: Found,  # Who is asked
+    question: Question,
     place: Place,  # Where the data lie
     compute: Compute,
 ) -> Any:  # The protocol's config, which is frozen: equal questions have equal configs
@@ -100,8 +100,8 @@ def read_report(
 
 # %% ../../nbs/paper/05_answers.ipynb #2e5c2321
 def answer(
-    question: Question,
     found: Found,  # Who is asked
+    question: Question,
     place: Place,  # Where the data lie
     compute: Compute,
 ) -> Answer:
@@ -109,6 +109,6 @@ def answer(
 
     Raises `TimetError` where the set, the network or a setting does not allow an answer.
     """
-    config = configure(question, found, place, compute)
+    config = configure(found, question, place, compute)
     with redirect_stdout(StringIO()):
         return read_report(import_module(PROTOCOLS[question.protocol][0]).run(config))
