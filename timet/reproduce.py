@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import tyro
 
 from .core import TimetError, atomic_write, data_folder, pick_device, write_json
-from .paper.answers import Answer, Compute, answer
+from .paper.answers import Answer, Compute, Switch, answer
 from .paper.networks import NETWORKS, Found, as_command, run_name, training_words
 from .paper.places import LOOKED_FOR, Place, find_data
 from .paper.plan import Plan, describe_plan, make_plan
@@ -37,25 +37,16 @@ class ReproduceConfig:
 
     what: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="list|tableN|figureN")]
     "list, or table1a to table11, or figure3 to figure9."
-    data: Path | None = None
-    "The folder that has the paper's sets below it, however they were unpacked; the sample clips, to try the command, for samples or where none is given."
-    checkpoint: tuple[str, ...] = ()
-    "A run folder or file for the row TimeT; or ROW=PATH, for any row; several at once."
-    weights: Path | None = None
-    "Folder with the other projects' files of weights."
-    runs: Path = Path("runs")
-    "Folder of the run folders that --train makes and later calls find."
-    rows: tuple[str, ...] = ()
-    "Rows to compute; all, where none is given."
-    train: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    "First train the networks that are trained on video and are not there yet."
-    train_with: str = ""
-    "More words for timet.train, with an equals sign: --train-with='--max-steps 20'."
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
-    "Say what is needed and what is missing, and stop: status 0 where something can be computed, else 2."
-    out: Path | None = None
-    "Folder for NAME.md, NAME.json and pictures; reproduced, where none is given."
+    data: Path | None = None  # The folder with the paper's sets below it; samples, or none: the sample clips
+    checkpoint: tuple[str, ...] = ()  # A run folder or file for the row TimeT; or ROW=PATH, for any; or several
+    weights: Path | None = None  # Folder with the other projects' files of weights
+    runs: Path = Path("runs")  # Folder of the run folders that --train makes and later calls find
+    rows: tuple[str, ...] = ()  # Rows to compute; all, where none is given
     compute: Compute = Compute()
+    train: Switch = False  # First train the networks that are trained on video and are not there yet
+    train_with: str = ""  # More words for timet.train, with an equals sign: --train-with='--max-steps 20'
+    dry_run: Switch = False  # Say what is needed and missing, and stop: status 0 where a number can be had, else 2
+    out: Path | None = None  # Folder for NAME.md, NAME.json and pictures; reproduced, where none is given
 
 # %% ../nbs/12_reproduce.ipynb #0d0d0f69
 def given_networks(
@@ -147,11 +138,11 @@ def ask_one(
     "One cell."
     try:
         if question.protocol not in ("maps", "overlay", "counts"):
-            return answer(question, found, place, compute)
+            return answer(found, question, place, compute)
         from timet.paper.answers import configure
         from timet.paper.figures import PICTURES
 
-        return PICTURES[question.protocol](configure(question, found, place, compute))
+        return PICTURES[question.protocol](configure(found, question, place, compute))
     except TimetError as error:
         return str(error)
 

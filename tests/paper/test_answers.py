@@ -41,8 +41,8 @@ def test_every_kind_of_question_is_answered(kind: str, tmp_path: Path, capsys: p
 
 def test_foreground_with_and_without_classes(tmp_path: Path) -> None:
     def ask_for(name: str, row: str, column: str):
-        found, question, place = make_plan(EXPERIMENTS[name], samples_dir()).cells[row, column]
-        return answer(question, found, place, Compute(seeds=2, device="cpu", cache=tmp_path))
+        cell = make_plan(EXPERIMENTS[name], samples_dir()).cells[row, column]
+        return answer(*cell, Compute(seeds=2, device="cpu", cache=tmp_path))
 
     jaccard, cbfe = ask_for("table6", "TimeT", "VOC"), ask_for("table10", "+CBFE", "mIoU")
     assert len(jaccard.values) == 1 and not jaccard.per_class and jaccard.settings["ground_truth"] == "its own"
@@ -68,12 +68,12 @@ def test_configs_find_the_papers_folders(voc: Path, ytvos: Path, tmp_path: Path,
     for e in EXPERIMENTS.values():
         for name, question in e.cells.values():
             if question.data != "visor":
-                config = configure(question, Found(name, "hub" if name else ""), places[question.data], compute)
+                config = configure(Found(name, "hub" if name else ""), question, places[question.data], compute)
                 check(config)
                 assert config.data == places[question.data].path and getattr(config, "seeds", 3) == 3
                 assert config.batch_size == 7 if question.protocol not in ("probe", "incontext") else True
     foreground = {
-        d: configure(ask("foreground", d), Found("TimeT", "hub"), places[d], compute) for d in ("voc", "davis", "ytvos")
+        d: configure(Found("TimeT", "hub"), ask("foreground", d), places[d], compute) for d in ("voc", "davis", "ytvos")
     }
     assert [(c.split, c.train_split) for c in foreground.values()] == [
         ("val", "train"), ("2017/val", "2017/train"), (str(ytvos / "val.txt"), str(ytvos / "train.txt"))]  # fmt: skip
@@ -92,6 +92,6 @@ def test_pictures_of_davis_are_frames_of_its_scored_part(tmp_path: Path, tree) -
                     root / kind / "480p" / video / f"{i:05d}.{end}"
                 )
     place: Place = find_data(root)["davis"]
-    config = configure(ask("foreground", "davis", per_video=2), Found("TimeT", "hub"), place, Compute())
+    config = configure(Found("TimeT", "hub"), ask("foreground", "davis", per_video=2), place, Compute())
     for split, video in ((config.split, "camel"), (config.train_split, "bear")):
         assert {n.split("/")[0] for n in find_images(config.data, split, per_video=2).names} == {video}

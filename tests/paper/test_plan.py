@@ -27,13 +27,13 @@ def test_probes_need_the_augmented_masks(voc: Path) -> None:
 
 def test_tokens_are_counted_by_the_formula(voc: Path) -> None:
     place, asked = replace(find_data(voc)["voc"], count=1449), ask("image", "voc", k=("500",))
-    needed = needed_tokens(asked, Found("TimeT", "hub"), place)
+    needed = needed_tokens(Found("TimeT", "hub"), asked, place)
     assert [*needed.values()] == [(1449, 1449 * (784 * 384 * 2 + 100 * 100))]
-    eight = needed_tokens(asked, Found("DINO S/8", "hub"), replace(place, count=2))
+    eight = needed_tokens(Found("DINO S/8", "hub"), asked, replace(place, count=2))
     assert [*eight.values()] == [(2, 2 * (56 * 56 * 384 * 2 + 100 * 100))]
-    probe = needed_tokens(ask("probe", "voc", head="linear"), Found("TimeT", "hub"), place)
+    probe = needed_tokens(Found("TimeT", "hub"), ask("probe", "voc", head="linear"), place)
     assert [count for count, _ in probe.values()] == [1449, 10582] and needed.items() <= probe.items()
-    assert needed_tokens(asked, Found(), place) == {}
+    assert needed_tokens(Found(), asked, place) == {}
 
 
 def test_tokens_are_counted_once(voc: Path, tmp_path: Path) -> None:

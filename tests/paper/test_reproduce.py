@@ -121,7 +121,7 @@ def test_every_table_runs_on_the_samples(command, name: str, tmp_path: Path, mon
 def test_one_number_that_fails_does_not_stop_the_others(
     command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def half(question: object, found: Found, *_) -> Answer:
+    def half(found: Found, *_) -> Answer:
         if found.name.startswith("DINO"):
             raise TimetError("the weights do not fit")
         return Answer((50.0,))
@@ -208,7 +208,7 @@ def test_a_question_is_asked_once(command, tmp_path: Path, monkeypatch: pytest.M
     "On the sample clips many rows share a stand-in; all have a number, and each question was computed once."
     asked = []
     monkeypatch.setitem(
-        reproduce.__dict__, "answer", lambda q, found, *_: asked.append((found.checkpoint, q)) or Answer((1.0,))
+        reproduce.__dict__, "answer", lambda found, q, *_: asked.append((found.checkpoint, q)) or Answer((1.0,))
     )
     command("table1a", "--data", str(SAMPLES), "--out", "out")
     numbers = json.loads((tmp_path / "out/table1a.json").read_text())["numbers"]

@@ -22,7 +22,7 @@ SHOWN = 4  # Clips in a figure
 _WIDTHS = {"tiny": 128, "small": 384, "base": 768, "resnet50": 2048}
 
 
-def _each(question: Question, found: Found, place: Place) -> int:
+def _each(found: Found, question: Question, place: Place) -> int:
     "Bytes of one picture's tokens and mask; 0 where none are kept."
     said, network = dict(question.settings), NETWORKS.get(found.name, Network("vit_small_patch16_224")).backbone
     network = TINY if place.sample else network
@@ -35,8 +35,8 @@ def _each(question: Question, found: Found, place: Place) -> int:
 
 
 def needed_tokens(
-    question: Question,
     found: Found,  # Who is asked
+    question: Question,
     place: Place,  # Where the data lie
 ) -> dict[tuple, tuple[int, int]]:  # Name of the tokens -> pictures to be read, bytes to be kept
     "The passes of the network that a question needs."
@@ -47,7 +47,7 @@ def needed_tokens(
     frames = said.get("num_frames") or (said.get("per_video", 4) if of_videos else 1)
     name, each = (
         (found.checkpoint, question.data, said["image_size"], frames, said.get("store")),
-        _each(question, found, place),
+        _each(found, question, place),
     )
     count = frames * (min(place.count, SHOWN) if kind == "maps" else place.count)
     needed = {(*name, "val"): (count, count * each)}
@@ -80,9 +80,7 @@ class Plan:
 
     @property
     def tokens(self) -> dict[tuple, tuple[int, int]]:  # As from `needed_tokens`, each once
-        return {
-            name: size for who in self.cells.values() for name, size in needed_tokens(who[1], who[0], who[2]).items()
-        }
+        return {name: size for cell in self.cells.values() for name, size in needed_tokens(*cell).items()}
 
 # %% ../../nbs/paper/04_plan.ipynb #c07aa0b4
 def make_plan(
