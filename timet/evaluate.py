@@ -59,6 +59,7 @@ class EvaluateConfig(TokensConfig):
 
     def check_together(self) -> None:
         "Raises `TimetError` where a number of clusters is none."
+        super().check_together()
         check_clusters(self.k)
 
 # %% ../nbs/11_evaluate.ipynb #3285da13

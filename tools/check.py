@@ -152,6 +152,16 @@ def check_names(notebooks: dict[Path, dict]) -> list[str]:
     return said
 
 
+def check_links(notebooks: dict[Path, dict]) -> list[str]:
+    "A link from one notebook to another leads somewhere."
+    said = []
+    for path, notebook in notebooks.items():
+        for cell in notebook["cells"]:
+            found = re.findall(r"\]\(([\w./]+\.ipynb)", source(cell)) if cell["cell_type"] == "markdown" else []
+            said += [f"{path.relative_to(ROOT)}: links to {x}" for x in found if not (path.parent / x).exists()]
+    return said
+
+
 def check_arrows(notebooks: dict[Path, dict]) -> list[str]:
     "A room imports only lower numbers of its own folder; between the rooms on top and the wings there is no circle."
     said, number = [], {module_of(p): int(p.stem[:2]) for p in notebooks if p.stem != "index"}
@@ -239,6 +249,7 @@ if __name__ == "__main__":
         + check_sizes(notebooks)
         + check_names(notebooks)
         + check_arrows(notebooks)
+        + check_links(notebooks)
         + check_drift()
         + check_texts()
         + check_style()

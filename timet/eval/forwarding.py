@@ -54,6 +54,7 @@ class ForwardingConfig(NetworkConfig):
 
     def check_together(self) -> None:
         "Raises `TimetError` where masks are to be written that nobody makes."
+        super().check_together()
         if self.save and not self.davis:
             raise TimetError("--save writes the masks of the full videos of --davis; add --davis, or leave it out")
 

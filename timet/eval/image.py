@@ -56,6 +56,7 @@ class ImageConfig(ImagesConfig):
 
     def check_together(self) -> None:
         "Raises `TimetError` where a number of clusters is none."
+        super().check_together()
         check_clusters(self.k)
 
 # %% ../../nbs/eval/12_image.ipynb #ae2f815a

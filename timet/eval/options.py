@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ..backbone import Backbone, open_backbone
 from ..core import TimetError, data_folder, pick_device, write_json
 from ..data.images import Images, find_images
 from .cache import cache_folder, fingerprint, kept_tokens
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from timet.backbone import Backbone
+from ..run.folder import find_checkpoint
 
 # %% ../../nbs/eval/04_options.ipynb #015b3d5f
 @dataclass(frozen=True)
@@ -48,8 +48,14 @@ class NetworkConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", data_folder(self.data, "heldout"))
 
+    def check_together(self) -> None:
+        "Raises `TimetError` where there is no such checkpoint; only its path is looked at."
+        find_checkpoint(self.checkpoint, self.backbone)
+
     def open(self) -> "Backbone":
         "The network; raises `TimetError` as `open_backbone` does."
+        from timet.backbone import open_backbone
+
         return open_backbone(self.checkpoint, backbone=self.backbone, seed=self.seed)
 
     def facts(self, backbone: "nn.Module") -> dict[str, Any]:

@@ -7,7 +7,7 @@ __all__ = ['mask_map', 'enlarge', 'forward_masks', 'frame_tokens']
 
 # %% ../../nbs/eval/53_propagate.ipynb #b61cc697
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core import check_shape
 from ..data.clips import EvalTransform
-from .tokens import resize_labels
+from .tokens import Pass, resize_labels, run_batches
 from .tracker import Tracker, object_ids
 from ..feature_forwarder import forward_stream
 from ..run.check import adjust
@@ -78,25 +78,17 @@ def forward_masks(
         yield names[enlarge(maps, grid, size or mask.shape, rescale=settings.rescale)]
 
 # %% ../../nbs/eval/53_propagate.ipynb #58e99cb5
-@torch.inference_mode()
 def frame_tokens(
     backbone: Any,  # With `.tokens(images)`
     frames: Iterable[np.ndarray],  # RGB `t x uint8 (h w 3)`
     size: tuple[int, int],  # To which they are squashed, pixels
-    *,
-    batch_size: int = 16,  # Frames a forward pass
-    device: torch.device | str = "cpu",
-    precision: str = "fp32",  # Of the backbone; what comes out is fp32
-) -> Iterator[Tensor]:  # `t x (n d)`, on the device
+    settings: Pass = Pass(device="cpu", precision="fp32", batch_size=16),
+    **changes: Any,  # Single settings by name
+) -> Iterator[Tensor]:  # `t x float32 (n d)`, on the device
     "Tokens of frames that arrive one by one; no more than one batch is held."
-    transform, device = EvalTransform(size), torch.device(device)
-    half = torch.float16 if precision == "fp16" else torch.bfloat16
-    batch: list[np.ndarray] = []
-    for frame in chain(frames, [None]):
-        if frame is not None:
-            batch.append(frame)
-        if batch and (frame is None or len(batch) == batch_size):
-            with torch.autocast(device.type, half, enabled=precision != "fp32"):
-                made = backbone.tokens(transform(np.stack(batch)).to(device)).float()
-            yield from made
-            batch = []
+    settings, transform, frames = adjust(settings, changes), EvalTransform(size), iter(frames)
+    groups = iter(lambda: list(islice(frames, settings.batch_size)), [])
+    for tokens in run_batches(
+        backbone, (transform(np.stack(group)) for group in groups), settings, name="frame {}".format
+    ):
+        yield from tokens
