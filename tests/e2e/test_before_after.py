@@ -57,16 +57,16 @@ class Bench:
 
 
 def panels(picture: np.ndarray, height: int = 288) -> np.ndarray:
-    return picture[34 : 34 + height]
+    return picture[25 : 25 + height]
 
 
 def beneath(picture: np.ndarray, height: int = 288) -> np.ndarray:
-    return picture[34 + height :]
+    return picture[25 + height :]  # below the titles and the panels
 
 
 def cursor(picture: np.ndarray) -> int:
-    "The column of the black line in the curve's upper margin."
-    return int(beneath(picture)[38:42].sum((0, 2)).argmin())
+    "The column of the dark line at the upper end of the curve."
+    return int(beneath(picture)[79:83].sum((0, 2)).argmin())
 
 
 def test_every_control_does_what_it_says(lab: str, desk: Path, notebook: Callable[[str], str], page):

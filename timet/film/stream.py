@@ -199,7 +199,7 @@ def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
 # %% ../../nbs/film/00_stream.ipynb #756d1a2d
 CHUNK = 1 << 24  # numbers at pixels held at once: 64 MB
 
-
+# %% ../../nbs/film/00_stream.ipynb #1ae53bdf
 @torch.inference_mode()
 def upscale_bilinear(
     maps: Tensor,  # One a cluster, on the grid `(k h w)`

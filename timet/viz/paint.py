@@ -42,7 +42,7 @@ def theme(
     "The colours of text and paper for a light or a dark page."
     return DARK if dark else LIGHT
 
-
+# %% ../../nbs/viz/00_paint.ipynb #b9e2c1b8
 def as_array(
     x: Any,  # An array, a tensor on any device, a list
 ) -> np.ndarray:
@@ -63,7 +63,7 @@ DICHROMATS = np.array(
     ]
 )
 
-
+# %% ../../nbs/viz/00_paint.ipynb #284b4338
 def oklab(
     rgb: np.ndarray,  # sRGB, 0 to 255, `(m 3)`
 ) -> np.ndarray:  # Lightness and two colour axes for each of four observers `(4 m 3)`
@@ -95,7 +95,7 @@ def _palette(k: int) -> np.ndarray:
     colors.setflags(write=False)
     return colors
 
-
+# %% ../../nbs/viz/00_paint.ipynb #1781536d
 def cluster_colors(
     k: int,  # How many ids, from 1
 ) -> np.ndarray:  # sRGB `uint8 (k 3)`, read-only; row `i` is the same for every `k`
@@ -181,14 +181,14 @@ def as_picture(
     picture[blank] = BLANK
     return picture
 
-
+# %% ../../nbs/viz/00_paint.ipynb #5a922948
 def _colormap(name: str) -> Any:
     "A colour map of matplotlib, which is loaded when the first number is painted."
     import matplotlib
 
     return matplotlib.colormaps[name]
 
-
+# %% ../../nbs/viz/00_paint.ipynb #c146c210
 def resize(
     picture: np.ndarray,  # `uint8 (h w 3)` or integer ids `(h w)`
     size: tuple[int, int],  # Rows and columns wanted, pixels
@@ -248,7 +248,7 @@ def root_map(
     "Colours of the roots of values."
     return _colormap(colormap)(np.sqrt(np.clip(values, 0, 1)))[..., :3]
 
-
+# %% ../../nbs/viz/00_paint.ipynb #9807989f
 def glow(
     frame: Any,  # A picture `(h w 3)`
     heat: Any,  # A number a pixel or a patch, from 0; NaN is dark `(h w)`
@@ -266,7 +266,7 @@ def glow(
     light = np.sqrt(value)[..., None]
     return ((1 - light) * grey + light * root_map(value, colormap) * 255).astype(np.uint8)
 
-
+# %% ../../nbs/viz/00_paint.ipynb #af08193c
 def mark_patch(
     picture: np.ndarray,  # `uint8 (h w 3)`
     patch: tuple[int, int],  # Row and column on the grid

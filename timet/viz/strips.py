@@ -47,7 +47,7 @@ def _sheet(
     axes.set_axis_off()
     return figure, axes
 
-
+# %% ../../nbs/viz/02_strips.ipynb #3c549bab
 def film_strip(
     rows: Mapping[str, Any],  # Row name -> `t` pictures, maps of ids or maps of numbers `(t h w [3])`
     *,
@@ -82,7 +82,7 @@ def film_strip(
         axes.text(c * (cell + gap) + cell / 2, -7, title, ha="center", va="bottom", fontsize=11, color=look.faint)
     return figure
 
-
+# %% ../../nbs/viz/02_strips.ipynb #0823e617
 def _row(row: Sequence[Any]) -> list[np.ndarray | None]:
     "The pictures of one film strip row, numbers on a common scale."
     arrays = [None if x is None else as_array(x) for x in row]
@@ -162,7 +162,7 @@ def _step(names: Mapping[int, str]) -> float:
     "Inches that the longest name needs, with its swatch."
     return 0.55 + 0.095 * max(len(str(n)) for n in names.values())
 
-
+# %% ../../nbs/viz/02_strips.ipynb #0a4b842a
 def legend(
     names: Mapping[int, str] | Sequence[str],  # Id -> name, or names from id 0 up
     *,

@@ -61,7 +61,7 @@ class Scene:
     noise: float  # Standard deviation of the colour noise, 0 to 1
     seed: tuple[int, ...]
 
-
+# %% ../../nbs/world/01_scene.ipynb #ce8ff4cc
 def similarity(
     angle: np.ndarray,  # Radians `(t,)`
     along: np.ndarray,  # Scale of the body's first axis `(t,)`
@@ -105,7 +105,7 @@ def _grounds(rng: np.random.Generator, kinds: list[str], t: np.ndarray) -> list[
         bodies.append(Body(kind, motion, **look, **rough, edge=edge))
     return bodies
 
-
+# %% ../../nbs/world/01_scene.ipynb #f3c2a964
 def _things(rng: np.random.Generator, kinds: list[str], t: np.ndarray, story: str | None) -> list[Body]:
     "Swaying, turning things, the last one in front."
     u, bodies = rng.uniform, []
@@ -130,7 +130,7 @@ def _things(rng: np.random.Generator, kinds: list[str], t: np.ndarray, story: st
         bodies.append(Body(kind, similarity(angle, size, size * away, x, y), **look, **rough, radius=radius))
     return bodies
 
-
+# %% ../../nbs/world/01_scene.ipynb #64a3cba9
 def make_scene(
     seed: int,  # Of the whole set, from 0
     index: int,  # Which clip, from 0
@@ -187,7 +187,7 @@ def _window(body: Body, frame: int, fine: int, margin: float) -> tuple[slice, sl
     reach = 1.3 * max(math.hypot(a, c), math.hypot(b, d)) + margin
     return tuple(slice(max(int((v - reach) * fine), 0), max(int((v + reach) * fine) + 1, 0)) for v in (y, x))
 
-
+# %% ../../nbs/world/01_scene.ipynb #08a0cee8
 def draw_mask(
     scene: Scene,
     frame: int,  # From 0
@@ -218,7 +218,7 @@ def _paint_ground(
     new = colour(hue, body.saturation, body.value) * bright[..., None]
     image[w] += (new - image[w]) * np.clip(depth * fine / 2 + 0.5, 0, 1)[..., None]
 
-
+# %% ../../nbs/world/01_scene.ipynb #634af649
 def _paint_thing(
     image: np.ndarray, body: Body, scene: Scene, t: float, affine: np.ndarray, x: np.ndarray, y: np.ndarray, fine: int
 ) -> None:
@@ -236,7 +236,7 @@ def _paint_thing(
     new = colour(hue, body.saturation, body.value) * bright[..., None] + glint[..., None]
     image += (new - image) * np.clip(0.5 + depth * body.radius * fine * 0.8, 0, 1)[..., None]
 
-
+# %% ../../nbs/world/01_scene.ipynb #93dcc319
 def draw_frame(
     scene: Scene,
     frame: int,  # From 0
