@@ -215,7 +215,7 @@ def network(kind: str, half: Half, config: TrainConfig, seed: int, out: Path) ->
     if kind == "random weights":
         seed_everything(seed)
         return create_backbone(
-            start.name, weights="none", tuned_blocks=0, image_size=start.image_size, model_args=start.model_args
+            start.name, weights="none", tuned_blocks=0, image_size=start.image_size, model_args=start.made.model_args
         )
     return start if kind == "start" else load_backbone(tune(half, config, seed, out), tuned_blocks=0)
 

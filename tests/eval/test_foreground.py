@@ -249,7 +249,7 @@ def test_command(monkeypatch, capsys, tmp_path, tiny):
         return Tokens(tokens, masks, (6, 6), [], {0: "background", 1: "fish"}), attended
 
     monkeypatch.setattr(room, "load_part", load_part)
-    monkeypatch.setattr("timet.eval.options.open_backbone", lambda *a, **k: tiny)
+    monkeypatch.setattr("timet.backbone.open_backbone", lambda *a, **k: tiny)
     short = ["net", "--data", "voc", "--k", "4"]
     main([*short, "--threshold", "otsu", "--classes", "2", "--out", str(tmp_path / "o.json")])
     out = capsys.readouterr().out

@@ -288,7 +288,7 @@ def davis(tmp_path):
 
 
 def test_command_on_davis_layout(davis, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("timet.eval.options.open_backbone", lambda *a, **k: Colours())
+    monkeypatch.setattr("timet.backbone.open_backbone", lambda *a, **k: Colours())
     monkeypatch.setattr("timet.eval.options.fingerprint", lambda model: "colours")
     before = sorted(str(p) for p in davis.rglob("*"))
     common = ["colours", "--data", str(davis), "--split", "2017/val", "--image-size", "64", "--method", "copy", "ff"]

@@ -36,14 +36,12 @@ def numbers(config):
 
 
 def changed(config, name, value):
-    if name in {f.name for f in fields(config)}:
+    "The same settings with another value in them, wherever it is; not checked yet."
+    parts = {f.name: getattr(config, f.name) for f in fields(config)}
+    if name in parts:
         return replace(config, **{name: value})
-    part = next(
-        f.name
-        for f in fields(config)
-        if is_dataclass(getattr(config, f.name)) and name in flat(getattr(config, f.name))
-    )
-    return replace(config, **{part: replace(getattr(config, part), **{name: value})})
+    part = next(key for key, inner in parts.items() if is_dataclass(inner) and name in flat(inner))
+    return replace(config, **{part: changed(parts[part], name, value)})
 
 
 def allowed(config, name, value):

@@ -29,6 +29,7 @@ class ProbeConfig(LabelledConfig):
     full_size: Natural = 448  # Side of the masks of the second score; 0 takes them as they are
     epochs: Count | None = None  # Epochs, where the variant's are not wanted
     batch_size: Count | None = None  # Images a step, where the variant's are not wanted
+    hidden: Count | None = None  # Channels of the FCN, where the variant's are not wanted
     head_precision: Literal["fp32", "bf16"] = "fp32"  # Of the head
     resume: Path | None = None  # Keep the head in this file after each epoch, and go on from it where it exists
 
@@ -36,7 +37,8 @@ class ProbeConfig(LabelledConfig):
         "Raises `TimetError` for settings that are not there."
         from timet.eval.recipe import probe_settings
 
-        wanted = {"epochs": self.epochs, "batch_size": self.batch_size, "full_size": self.full_size or None}
+        wanted = {name: getattr(self, name) for name in ("epochs", "batch_size", "hidden")}
+        wanted["full_size"] = self.full_size or None
         wanted = {name: value for name, value in wanted.items() if value is not None}
         return adjust(
             probe_settings(self.head, self.variant), wanted | {"seed": self.seed, "precision": self.head_precision}

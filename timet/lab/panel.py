@@ -266,13 +266,8 @@ class Panel(Explorer):
         last = max(len(watch.moments) - 1, 0)
         moment = W.IntSlider(last, 0, last, description="moment", continuous_update=False)
         run = watch.run
-        buttons = {
-            "Start": run.start,
-            "Pause": run.pause,
-            "Resume": run.resume,
-            "Stop": run.stop,
-            "Refresh": self._renew,
-        }
+        buttons = {"Start": run.start, "Pause": run.pause, "Resume": run.resume, "Stop": run.stop}
+        buttons["Refresh"] = self._renew
         super().__init__(self._draw, buttons=buttons, moment=moment,
                          map=W.Dropdown(options=["clusters", "prototypes"], description="map"))  # fmt: skip
         if follow:
@@ -299,12 +294,8 @@ class Panel(Explorer):
     def tick(self) -> bool:  # Was there something new?
         "Draw what is new; what stands in the line above stays."
         watch = self.watch
-        mark = (
-            watch.headline(),
-            len(watch.run.tail.records),
-            watch.moments[-1].step if watch.moments else -1,
-            len(watch.moments),
-        )
+        newest = watch.moments[-1].step if watch.moments else -1
+        mark = watch.headline(), len(watch.run.tail.records), newest, len(watch.moments)
         if mark == self._mark:
             return False
         said = self.status.value, self.error
