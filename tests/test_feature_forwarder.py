@@ -205,6 +205,11 @@ def test_ties_are_broken_by_frame_then_by_reading_order():
     weights = torch.full((50, 700), 2.0)
     weights[:, 100] = 1.0
     assert strongest(weights, 5)[1].sort().values.tolist() == [[0, 1, 2, 3, 4]] * 50
+    many = torch.randint(0, 9, (50, 700)).float()  # both ways, few and many, agree with a stable sort
+    for topk in (1, 5, 16, 17, 40, 699):
+        value, index = strongest(many, topk)
+        want = many.sort(dim=-1, descending=True, stable=True)
+        assert torch.equal(value, want.values[:, :topk]) and torch.equal(index, want.indices[:, :topk])
     few = torch.full((4, 9), -math.inf)
     few[:, 7] = 0.0
     value, index = strongest(few, 5)

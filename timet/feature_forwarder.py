@@ -57,7 +57,7 @@ def strongest(
     if topk is None or topk >= weights.shape[-1]:
         return weights, None
     if topk > 16:
-        value, index = weights.sort(-1, descending=True, stable=True)
+        value, index = weights.sort(dim=-1, descending=True, stable=True)
         return value[..., :topk], index[..., :topk]
     # torch.topk leaves open which of several equals it takes, and takes others on another device; `max` takes the first
     left, found = weights.clone(), []
