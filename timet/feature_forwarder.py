@@ -274,9 +274,9 @@ def forward_stream(
     settings: Forwarder = TRACKER,  # Radius 12 and a context of 4, as the released code tracks; DINO has a context of 7
     **changes: Any,  # Single settings by name
 ) -> Iterator[Tensor]:  # The map at frames 1 to t-1, fp32 `t-1 x (n k)`
-    """`forward_maps` for a video of any length, with the same result.
+    """`forward_maps` for a video of any length: the same maps for the same settings.
 
-    Raises `TimetError` where shapes do not fit, a value is not finite, or a setting is out of range.
+    Raises `TimetError` where shapes do not fit, a setting is out of range, or, on the CPU, a token is not finite.
     """
     f = adjust(settings, changes)
     start, tiles, latest = None, None, deque(maxlen=f.context)

@@ -23,7 +23,7 @@ from ..data.clips import EvalTransform
 from ..data.source import Source
 from ..data.video import frame_at
 from ..eval.kmeans import kmeans, standardize_pca
-from ..eval.score import confusion, match_hungarian, match_many_to_one
+from ..eval.score import confusion, match_many_to_one, rename_clusters
 from ..eval.temporal import pixel_tokens, temporal_consistency, track_tokens
 from ..eval.tokens import resize_labels, run_batches
 from ..samples import true_motion
@@ -221,9 +221,7 @@ def same_colours(
     k = int(max(before.max(), after.max())) + 1
     rank = np.argsort(np.argsort(-np.bincount(before.ravel(), minlength=k), kind="stable"))
     before = rank[before]
-    pairs = match_hungarian(confusion(after, before, k, k, ignore=None), unmatched=-1)
-    pairs[pairs < 0] = np.setdiff1d(np.arange(k), pairs)[: (pairs < 0).sum()]
-    return np.stack([before, pairs[after]])
+    return np.stack([before, rename_clusters(after, before)])
 
 # %% ../../nbs/lab/01_compare.ipynb #614a5168
 @dataclass(frozen=True, eq=False)

@@ -25,7 +25,7 @@ from ..data.clips import EvalTransform, clip_index
 from ..data.find import find_sources
 from ..data.source import Source
 from ..eval.kmeans import kmeans, standardize_pca
-from ..eval.score import confusion, match_hungarian
+from ..eval.score import rename_clusters
 from .process import Run, stamp
 from .widgets import Explorer
 from ..loss import TimeT
@@ -78,10 +78,7 @@ def see(
     labels, _ = kmeans(standardize_pca(rows), min(clusters, len(rows)), niter=20, nredo=3)
     maps = rearrange(labels, "(t h w) -> t h w", h=h, w=w)
     if before is not None:
-        partner = match_hungarian(confusion(maps, before.clusters, clusters, clusters, ignore=None), unmatched=-1)
-        # what found no partner takes a number that is free
-        partner[partner < 0] = np.setdiff1d(np.arange(clusters), partner)[: (partner < 0).sum()]
-        maps = partner[maps]
+        maps = rename_clusters(maps, before.clusters)
     return Moment(step, None if usage is None else np.asarray(usage), maps, nearest)
 
 # %% ../../nbs/lab/04_panel.ipynb #562dfe80
