@@ -84,7 +84,7 @@ def pick_device(
         raise TimetError(f"device {device!r} is not on this machine; use auto or cpu")
     return found
 
-
+# %% ../nbs/00_core.ipynb #1e146a14
 def pick_precision(
     precision: str,  # `auto`, `fp32`, `bf16` or `fp16`
     device: "torch.device",  # Where the network will run
@@ -130,7 +130,7 @@ def atomic_write(
         if part is not None:
             part.unlink(missing_ok=True)
 
-
+# %% ../nbs/00_core.ipynb #fd4b1b17
 def write_json(
     path: str | Path,  # The file to make or replace
     value: Any,  # Lists, dicts, numbers, strings; NaN and infinity become `null`
@@ -162,7 +162,7 @@ class _Lines:
     def flush(self) -> None:
         sys.stderr.flush()
 
-
+# %% ../nbs/00_core.ipynb #7b1f03c8
 def progress(
     items: Iterable | None = None,  # What to go through; `None` for a bar moved by hand with `.update()`
     desc: str = "",  # What is being done

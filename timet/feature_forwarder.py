@@ -82,7 +82,7 @@ def _weigh(
     kept, index = strongest(logits.flatten(-2), topk)
     return kept.softmax(-1), index
 
-
+# %% ../nbs/03_feature_forwarder.ipynb #bb54b4dd
 def source_weights(
     logits: Tensor,  # Eq. 3, target patches against all source frames `(b n t m)`
     inside: Tensor,  # The window, `neighborhood(grid, radius)`: bool `(n m)`
@@ -156,7 +156,7 @@ class Tiles(NamedTuple):
     outside: Tensor  # Which of these lie outside the window of a target: bool `(g i m)`
     place: Tensor  # Where each patch of the grid stands in `targets`, flattened `(n,)`
 
-
+# %% ../nbs/03_feature_forwarder.ipynb #66454db5
 def tile_side(
     grid: tuple[int, int],  # Rows and columns of patches
     radius: int,  # Window, patches
@@ -168,7 +168,7 @@ def tile_side(
     cut = method == "windowed" or (method == "auto" and 2 * spans[0] * spans[1] <= grid[0] * grid[1])
     return tuple(sides) if cut else tuple(grid)
 
-
+# %% ../nbs/03_feature_forwarder.ipynb #27e3244d
 @lru_cache(maxsize=16)
 def cut_tiles(
     grid: tuple[int, int],  # Rows and columns of patches, `n = h * w`

@@ -199,7 +199,7 @@ def look(
     given = given_networks(e, config.checkpoint) | dict(trained or {})
     return make_plan(e, config.data, weights=config.weights, runs=config.runs, rows=config.rows, given=given)
 
-
+# %% ../nbs/12_reproduce.ipynb #cc9fd89f
 def say_plan(
     plan: Plan,
     config: ReproduceConfig,

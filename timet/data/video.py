@@ -173,7 +173,7 @@ def _collect_packets(path: str) -> _Packets:
                 found.rows.append((packet.pts, packet.is_keyframe, packet.is_discard, packet.duration or 0))
     return found
 
-
+# %% ../../nbs/data/00_video.ipynb #a2dc0df8
 def _first_frame(packet: Any) -> Any | None:
     import av
 

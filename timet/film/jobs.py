@@ -179,7 +179,7 @@ class Segmented:
         damaged = f", {self.lost} damaged frames repeat the one before" if self.lost else ""
         return f"{self.path}: {self.frames} frames, {sum(s > 0 for s in self.shares)} clusters{sound}{damaged}"
 
-
+# %% ../../nbs/film/02_jobs.ipynb #7bb8fcf4
 def result_of(
     job: Job,  # Whose result is whole
 ) -> Segmented:

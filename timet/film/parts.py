@@ -131,7 +131,7 @@ def _finish(job: Job, settings: Settings) -> None:
     else:
         join_parts(job.out, [job.piece(p, ".mp4") for p in range(len(job.parts))], job.source, json.dumps(about))
 
-
+# %% ../../nbs/film/03_parts.ipynb #bbb98ae5
 def _finish_masks(job: Job, settings: Settings, about: dict[str, Any]) -> None:
     "Move the masks to where they belong, and then say what they are."
     try:
@@ -164,7 +164,7 @@ def _usable(found: Sources) -> Sources:
         print(f"left out: {reason}", file=sys.stderr)
     return Sources(good, found.root, found.layout, found.classes, found.semantic)
 
-
+# %% ../../nbs/film/03_parts.ipynb #ab310475
 def _tidy(jobs: Sequence[Job]) -> None:
     "Remove the parts of what is whole, and of other settings for the same result."
     work = jobs[0].room.parent

@@ -191,7 +191,7 @@ def start_of(
 
 Tell = Callable[[int, int], None]  # How far it is, how far it will go
 
-
+# %% ../../nbs/lab/01_compare.ipynb #5661a4bf
 def clip_tokens(
     backbone: Backbone,
     clip: Clip,

@@ -132,7 +132,7 @@ def side_by_side(
         parts.append(_names(comparison, parts[0].shape[1], look.dark))
     return stack([*parts, chart], dark=look.dark)
 
-
+# %% ../../nbs/lab/02_sidebyside.ipynb #3e242acb
 @lru_cache(maxsize=8)
 def _names(comparison: Comparison, width: int, dark: bool) -> np.ndarray:
     "The names of the classes in their colours, not wider than the picture."

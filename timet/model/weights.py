@@ -144,7 +144,7 @@ def select_weights(
         state["pos_embed"] = state["pos_embed"][:, 1:]
     return state, layout
 
-
+# %% ../../nbs/model/00_weights.ipynb #f24a8327
 def _some(keys: Iterable[Any], most: int = 4) -> str:
     "The first few of many names."
     names = [str(k) for k in keys]

@@ -73,7 +73,7 @@ class Answer:
     def std(self) -> float:  # Over seeds, population
         return float(np.std(self.values)) if self.values else float("nan")
 
-
+# %% ../../nbs/paper/05_answers.ipynb #e879da5b
 def _score(report: Mapping[str, Any]) -> Mapping[str, Any]:
     "The part of a report that holds its one score."
     scores = report.get("scores")

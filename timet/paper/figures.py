@@ -59,7 +59,7 @@ def matched(
     pairs = zip((resize_labels(part, masks.shape[1:]) for part in maps), masks)
     return match_hungarian(sum(confusion(found, true, k, top + 1) for found, true in pairs))[maps]
 
-
+# %% ../../nbs/paper/06_figures.ipynb #5f54c9f8
 def draw_maps(
     config: Any,  # An `EvaluateConfig`
 ) -> Answer:
@@ -93,7 +93,7 @@ def painted(
     rows["truth"] = list(overlay(frames, first["truth"][clip], background=True, ignore=255))
     return rows
 
-
+# %% ../../nbs/paper/06_figures.ipynb #5322c4c9
 def plot_maps(
     answers: Mapping[str, Answer],  # As in `painted`
     clip: int = 0,  # Which clip

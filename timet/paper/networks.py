@@ -146,7 +146,7 @@ def run_name(
     "The name of a run's folder."
     return name.lower().replace("*", "-star").translate({ord(","): None, ord("/"): "-", ord(" "): "-"})
 
-
+# %% ../../nbs/paper/02_networks.ipynb #dd7d7caa
 def find_network(
     name: str,  # A key of `NETWORKS` or `UNAVAILABLE`
     *,
@@ -218,7 +218,7 @@ def training_words(
         words += ["--backbone", NETWORKS[network.start].backbone, "--weights", start.source]
     return [*words, "--out", str(Path(runs or "runs") / run_name(name)), *more]
 
-
+# %% ../../nbs/paper/02_networks.ipynb #5ad7aeda
 def as_command(
     words: Sequence[str],  # From `training_words`
 ) -> str:

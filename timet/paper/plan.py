@@ -33,7 +33,7 @@ def _each(found: Found, question: Question, place: Place) -> int:
     wide = 2 if said.get("store") == "bf16" else 4
     return (said["image_size"] // patch) ** 2 * width * wide + said.get("mask_size", 100) ** 2
 
-
+# %% ../../nbs/paper/04_plan.ipynb #19122c11
 def needed_tokens(
     found: Found,  # Who is asked
     question: Question,
@@ -140,7 +140,7 @@ def _say_network(found: Found, sample: bool) -> str:
     how = "weights of the hub, to be fetched first" if fetch else found.source
     return f"{found.name}: {how}" + (f" ({network.note})" if network and network.note and not sample else "")
 
-
+# %% ../../nbs/paper/04_plan.ipynb #d0964c61
 def describe_plan(
     plan: Plan,
     cache: Path | None = None,  # Where tokens are kept; `None`: nowhere

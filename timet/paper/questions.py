@@ -72,7 +72,7 @@ _WAYS = {"F": "frame", "C": "clip", "D": "dataset"}
 def _k(k: int) -> Question:
     return ask("image", "voc", k=(str(k),))
 
-
+# %% ../../nbs/paper/01_questions.ipynb #f07b1577
 def _video(data: str, way: str, over: bool = False) -> Question:
     k = "gt" if not over else _MANY[data] if way == "D" else 10
     return ask("video", data, protocol=(_WAYS[way],), k=(str(k),), num_frames=CLIP[data])

@@ -50,7 +50,7 @@ def _blocks(
     group = (lambda column: column.rpartition(" ")[0]) if len(columns) > most else lambda column: ""
     return [list(block) for _, block in groupby(columns, group)]
 
-
+# %% ../../nbs/paper/07_results.ipynb #eaf261f5
 def grid_of(
     cells: list[Compared],
 ) -> str:  # Markdown
@@ -78,7 +78,7 @@ def absent(
             reasons.setdefault(c.reason, {})[c.row] = None
     return [f"{', '.join(rows)}: {reason}" for reason, rows in reasons.items()]
 
-
+# %% ../../nbs/paper/07_results.ipynb #987c37c9
 def cut_settings(
     plan: Plan,
 ) -> str:  # `"k 500 -> 60, mask_size 100 -> 96"`
@@ -98,7 +98,7 @@ def _section(title: str, lines: Iterable[str]) -> list[str]:
     items = [f"- {line}" for line in lines]
     return [f"## {title}", "", *items, ""] if items else []
 
-
+# %% ../../nbs/paper/07_results.ipynb #cfad78e3
 def as_markdown(
     plan: Plan,
     cells: list[Compared],

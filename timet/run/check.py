@@ -28,7 +28,7 @@ Positive, NonNegative = Annotated[float, Gt(0)], Annotated[float, Ge(0)]
 
 _BOUNDS = {Ge: "__ge__", Gt: "__gt__", Le: "__le__", Lt: "__lt__"}
 
-
+# %% ../../nbs/run/00_check.ipynb #4484eca1
 def _within(value: Any, bounds: tuple[Any, ...]) -> bool:
     "Does a value keep all the bounds that stand beside its type?"
     for bound in bounds:
@@ -44,7 +44,7 @@ def _within(value: Any, bounds: tuple[Any, ...]) -> bool:
                 return False
     return True
 
-
+# %% ../../nbs/run/00_check.ipynb #f8be8632
 def _accepts(kind: Any, value: Any) -> bool:
     "Is a value of this type?"
     origin, args = get_origin(kind), get_args(kind)
@@ -70,7 +70,7 @@ def _range(bounds: tuple[Any, ...]) -> str:
     words = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
     return " and ".join(f"{words[type(b)]} {getattr(b, type(b).__name__.lower()):g}" for b in flat if type(b) in words)
 
-
+# %% ../../nbs/run/00_check.ipynb #e72128e2
 def _allowed(kind: Any) -> str:
     "What a type accepts, in words."
     origin, args = get_origin(kind), get_args(kind)
@@ -93,7 +93,7 @@ def _allowed(kind: Any) -> str:
     }
     return names.get(kind, getattr(kind, "__name__", str(kind)))
 
-
+# %% ../../nbs/run/00_check.ipynb #267507db
 def check(
     settings: Any,  # A dataclass, also with dataclasses in it
     flags: bool = False,  # Name a field as on the command line, `--batch-size`
@@ -127,7 +127,7 @@ def flat(
         found |= flat(value) if is_dataclass(value) else {f.name: value}
     return found
 
-
+# %% ../../nbs/run/00_check.ipynb #62e649b8
 def adjust(
     settings: S,  # A dataclass, also with dataclasses in it
     changes: Mapping[str, Any] | None = None,  # Field -> value, wherever in the tree the field is
@@ -143,7 +143,7 @@ def adjust(
     check(changed)
     return changed
 
-
+# %% ../../nbs/run/00_check.ipynb #bd989282
 def _changed(settings: S, changes: Mapping[str, Any]) -> S:
     "A copy with other values, part by part."
     values = {}

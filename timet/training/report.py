@@ -276,7 +276,7 @@ def _smooth(values: Sequence[float]) -> np.ndarray:
     reach = max(len(values) // 40, 1)
     return np.array([np.mean(values[max(i - reach, 0) : i + reach + 1]) for i in range(len(values))])
 
-
+# %% ../../nbs/training/01_report.ipynb #9486e577
 def _course(report: Report) -> list[str]:
     "The section of curves."
     if not report.log:

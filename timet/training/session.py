@@ -159,7 +159,7 @@ def start_session(
         steps_per_epoch=steps, total=config.max_steps or config.epochs * steps,
     )  # fmt: skip
 
-
+# %% ../../nbs/training/02_session.ipynb #87c86f0a
 def make_dataset(
     config: TrainConfig,
     sources: Sequence[Source],  # Clips to learn from

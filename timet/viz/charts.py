@@ -65,7 +65,7 @@ def _mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     mean[there], spread[there] = np.nanmean(good, 0), np.nanstd(good, 0)
     return mean, spread
 
-
+# %% ../../nbs/viz/01_charts.ipynb #8e51b0d3
 def _draw_lines(axes: Axes, series: Mapping[str, Any], x: Any, frame: Frame) -> list[tuple]:
     "Draw every series; returns `(mean, where, name, colour)` of each."
     drawn = []

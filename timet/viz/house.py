@@ -28,7 +28,7 @@ def _absolute(
     here = ["timet", *room.split(".")][: -node.level]
     return ".".join([*here, *filter(None, [node.module])])
 
-
+# %% ../../nbs/viz/09_house.ipynb #815063a0
 def _imported(
     code: str,
     room: str,  # Its name: `eval.kmeans`
@@ -90,7 +90,7 @@ def _needed(graph: Mapping[str, set[str]]) -> dict[str, set[str]]:
     reach = {name: below(name) for name in graph}
     return {name: {n for n in others if not any(n in reach[m] for m in others)} for name, others in graph.items()}
 
-
+# %% ../../nbs/viz/09_house.ipynb #e0bed419
 def plot_wing(
     wing: str = "",  # A folder, `eval`; empty: the whole house, a wing as one room
     rooms: Mapping[str, set[str]] | None = None,  # From `imports`; `None`: of this package
@@ -131,7 +131,7 @@ def _places(graph: Mapping[str, set[str]], wide: int = 6) -> dict[str, tuple[flo
             y += 1.0 if start + wide >= len(row) else 0.55
     return place
 
-
+# %% ../../nbs/viz/09_house.ipynb #9492a6ce
 def _draw(graph: Mapping[str, set[str]], bold: set[str], dark: bool) -> Figure:
     "Boxes and arrows."
     look, place, arrows = theme(dark), _places(graph), _needed(graph)

@@ -321,7 +321,7 @@ def image_grid(
 
 TEXT = 15  # Height of titles, pixels
 
-
+# %% ../../nbs/viz/00_paint.ipynb #fd0d8a95
 @lru_cache(maxsize=4)
 def _font(size: int) -> ImageFont.FreeTypeFont:
     "The letters that matplotlib brings along and its figures use."

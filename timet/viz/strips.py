@@ -212,7 +212,7 @@ class Paint:
     width: float = 11.0  # Inches across, at 100 dpi
     dark: bool = False  # For a dark page
 
-
+# %% ../../nbs/viz/02_strips.ipynb #3b3b2ade
 def cluster_film(
     frames: Any,  # RGB frames `(t h w 3)`
     maps: Mapping[str, Any],  # Row name -> ids, pixels or patches `(t h w)`; negative ids are clear

@@ -47,7 +47,7 @@ class Body:
     edge: tuple[float, ...] = ()  # Two waves (height, length, offset) of a ground's upper edge; none covers the frame
     origin: tuple[float, float] = (0.0, 0.0)  # Where its texture starts
 
-
+# %% ../../nbs/world/01_scene.ipynb #2d48fb6d
 @dataclass(frozen=True)
 class Scene:
     "Everything that a clip shows. The instance id of a body is its place in the stack, from 1."
@@ -74,7 +74,7 @@ def similarity(
     rows = [[c * along, -s * across, x], [s * along, c * across, y]]
     return np.stack([np.stack(np.broadcast_arrays(*row), -1) for row in rows], -2).round(4)
 
-
+# %% ../../nbs/world/01_scene.ipynb #22d35225
 def to_body(
     affine: np.ndarray,  # `(2 3)`
     x: np.ndarray,  # Column, pixels `(...)`

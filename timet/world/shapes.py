@@ -28,7 +28,7 @@ def colour(
     angle = np.deg2rad(hue)[..., None] - np.float32([0, TURN / 3, 2 * TURN / 3])
     return np.float32(value) * (1 + np.float32(saturation) * np.cos(angle))
 
-
+# %% ../../nbs/world/00_shapes.ipynb #9d065a97
 def triangle(
     u: np.ndarray,  # Any numbers
 ) -> np.ndarray:  # 0 at 1, 3, 5..., 1 at 0, 2, 4..., straight between
@@ -57,7 +57,7 @@ def noise_tile(
     tile = np.fft.irfft2(spectrum * np.exp(-square * (2.2 * size) ** 2), (side, side))
     return ((tile - tile.mean()) / tile.std()).astype(np.float32)
 
-
+# %% ../../nbs/world/00_shapes.ipynb #47d676bc
 def look_up(
     tile: np.ndarray,  # `(side side)`
     x: np.ndarray,  # Column, any real number `(...)`
@@ -88,7 +88,7 @@ def outline(
         return np.maximum(np.hypot(x, y - 0.55), np.hypot(x, y + 0.55)) - 1.2
     return np.hypot(x, y) - (0.8 + 0.2 * np.cos(5 * np.arctan2(y, x)))
 
-
+# %% ../../nbs/world/00_shapes.ipynb #9c29fd32
 def marks(
     category: str,  # One of `THINGS`
     x: np.ndarray,  # Along the body, in body radii `(...)`
