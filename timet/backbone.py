@@ -379,7 +379,7 @@ def load_backbone(
 
 # %% ../nbs/02_backbone.ipynb #50fff9d5
 def open_backbone(
-    checkpoint: str,  # A run folder, a file, a network's name, or `random`
+    checkpoint: str | Path,  # A run folder, a file, a network's name, or `random`
     *,
     backbone: str | None = None,  # The network, where the checkpoint does not say
     seed: int = 0,  # Of random weights
@@ -396,7 +396,7 @@ def open_backbone(
         told = backbone is None or Path(checkpoint).expanduser().is_dir()
         return load_backbone(file, tuned_blocks=0) if told else create_backbone(network, weights=file, tuned_blocks=0)
     try:
-        return create_backbone(checkpoint, weights="hub", tuned_blocks=0)
+        return create_backbone(str(checkpoint), weights="hub", tuned_blocks=0)
     except TimetError as error:  # here the file is the checkpoint; --weights is a flag of training
         here = f"give it as the checkpoint with --backbone {checkpoint}"
         raise TimetError(re.sub(r"give (it with )?--weights .*", here, str(error))) from None

@@ -204,7 +204,7 @@ def clip_tokens(
     side = backbone.patch_size
     frames = EvalTransform((clip.grid[0] * side, clip.grid[1] * side))(clip.frames)
     parts: list[np.ndarray] = []
-    for tokens in run_batches(backbone, frames.split(batch_size), device=device):
+    for tokens in run_batches(backbone, frames.split(batch_size), device=device, precision="fp32"):
         parts.append(tokens.cpu().numpy())
         tell(min(len(parts) * batch_size, len(frames)), len(frames))
     return np.concatenate(parts)

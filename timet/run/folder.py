@@ -199,7 +199,7 @@ _ENDINGS = (".pt", ".pth", ".safetensors", ".ckpt", ".tar", ".bin")
 
 # %% ../../nbs/run/03_folder.ipynb #cfa99af6
 def find_checkpoint(
-    checkpoint: str,  # A run folder, a file, a network's name, or `random`
+    checkpoint: str | Path,  # A run folder, a file, a network's name, or `random`
     backbone: str | None = None,  # The network, where the checkpoint does not say
 ) -> Path | None:  # The file with the weights; `None`: `random`, or the name of a network
     """Where the weights lie that a user's words mean; only paths are looked at.
@@ -220,7 +220,7 @@ def find_checkpoint(
         if backbone is None and not told:
             raise TimetError(f"{path.name} does not say which network it is; name it: --backbone {DEFAULT_NETWORK}")
         return path
-    if os.sep in checkpoint or path.suffix in _ENDINGS:
+    if os.sep in str(checkpoint) or path.suffix in _ENDINGS:
         raise TimetError(f"there is no checkpoint {checkpoint}; give a run folder, a file, a network's name, or random")
     return None
 
