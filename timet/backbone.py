@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from .core import TimetError, atomic_write, check_shape, samples_dir, seed_everything, write_json
 from .model.weights import hub_file, load_weights
-from .run.folder import DEFAULT_NETWORK, find_checkpoint
+from .run.folder import DEFAULT_NETWORK, find_checkpoint, find_weights
 
 # %% ../nbs/02_backbone.ipynb #833db7d3
 def stem(
@@ -317,10 +317,8 @@ def create_backbone(
     size = _pixels(image_size)
     if size and is_vit:
         args["img_size"] = list(size)
-    file = shipped_weights(name) if weights == "shipped" else Path(weights)
+    file = shipped_weights(name) if weights == "shipped" else find_weights(weights)
     hub = _from_hub(name, architecture) if weights == "hub" else {}
-    if weights not in ("hub", "none") and not file.is_file():
-        raise TimetError(f"weights must be hub, shipped, none or a file, and there is no file {weights}")
     model = _create_model(architecture, hub, args)
     size = tuple(model.patch_embed.img_size) if is_vit else size or (cfg.input_size[1:] if cfg else (224, 224))
     norm = {"mean": tuple(cfg.mean), "std": tuple(cfg.std)} if cfg and tag else {}

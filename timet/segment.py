@@ -19,6 +19,7 @@ from .data.source import Source
 from .film.jobs import Segmented, Settings
 from .run.check import adjust
 from .run.command import command
+from .run.folder import find_checkpoint
 
 # %% ../nbs/10_segment.ipynb #9f9b95d6
 if TYPE_CHECKING:
@@ -89,7 +90,9 @@ def run(
     Raises `TimetError` as `segment` does, and where there is no such checkpoint.
     """
     settings, first = config.settings, os.environ.get("RANK", "0") == "0"
-    _films(config.video, settings.fps)  # a wrong path is told before a network is loaded
+    _films(config.video, settings.fps)  # wrong paths are told before a network is loaded
+    if config.checkpoint is not None:
+        find_checkpoint(config.checkpoint, config.backbone)
     network = _network(config.checkpoint, config.backbone, settings.seed)
     if first:
         print(f"network: {DRAWN if config.checkpoint is None else f'{network.name} ({network.source})'}", flush=True)

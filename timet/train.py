@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .run.command import command
-from .run.folder import RunLog, claim_folder, release_folder
+from .run.folder import RunLog, claim_folder, find_weights, release_folder
 from .run.loop import stopped
 from .training.config import TrainConfig, continued, held_out, read_command, videos
 
@@ -87,7 +87,7 @@ def train(
         config = continued(config)
     elif os.environ.get("RANK", "0") == "0":  # the others may find a folder that the first one has just made
         claim_folder(config.out, config.preset, make=False)
-    clips, sources = videos(config), held_out(config)
+    clips, sources, _ = videos(config), held_out(config), config.resume or find_weights(config.weights)
 
     from timet.backbone import export_backbone
     from timet.training.looks import finish

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['PACKAGES', 'FORMAT', 'DEFAULT_NETWORK', 'versions', 'claim_folder', 'release_folder', 'random_states',
-           'restore_random_states', 'save_checkpoint', 'load_checkpoint', 'find_checkpoint', 'read_log', 'RunLog',
-           'StopSignal']
+           'restore_random_states', 'save_checkpoint', 'load_checkpoint', 'find_checkpoint', 'find_weights', 'read_log',
+           'RunLog', 'StopSignal']
 
 # %% ../../nbs/run/03_folder.ipynb #4a3907c2
 import importlib.metadata
@@ -223,6 +223,17 @@ def find_checkpoint(
     if os.sep in str(checkpoint) or path.suffix in _ENDINGS:
         raise TimetError(f"there is no checkpoint {checkpoint}; give a run folder, a file, a network's name, or random")
     return None
+
+# %% ../../nbs/run/03_folder.ipynb #d4e2afdc
+def find_weights(
+    weights: str | Path,  # `hub`, `shipped`, `none`, or a file
+) -> Path | None:  # The file; `None` for the words
+    "Raises `TimetError` where it is neither one of the words nor a file that is there."
+    if weights in ("hub", "shipped", "none"):
+        return None
+    if not Path(weights).expanduser().is_file():
+        raise TimetError(f"weights must be hub, shipped, none or a file, and there is no file {weights}")
+    return Path(weights).expanduser()
 
 # %% ../../nbs/run/03_folder.ipynb #47676793
 def read_log(
