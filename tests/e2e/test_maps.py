@@ -152,7 +152,8 @@ def choose_theme(page, theme: str) -> None:
             const token = document.cookie.match(/_xsrf=([^;]*)/)
             const answer = await fetch('/lab/api/settings/@jupyterlab/apputils-extension:themes', {
                 method: 'PUT', body: JSON.stringify({ raw: JSON.stringify({ theme }) }),
-                headers: { 'Content-Type': 'application/json', 'X-XSRFToken': token ? token[1] : '' } })
+                headers: { 'Content-Type': 'application/json', 'X-XSRFToken': token ? token[1] : '' },
+                signal: AbortSignal.timeout(60000) })
             if (!answer.ok) throw new Error(await answer.text())
         }""",
         theme,

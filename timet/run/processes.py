@@ -6,6 +6,7 @@
 __all__ = ['place', 'across', 'this_shard', 'tell', 'ask']
 
 # %% ../../nbs/run/02_processes.ipynb #26a9527f
+import atexit
 import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -46,6 +47,8 @@ def this_shard() -> tuple[int, int]:  # This process's number, and how many ther
     cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes") or not torch.cuda.is_available()
     # a process may wait for another that has much more to read
     state = PartialState(cpu=cpu, timeout=timedelta(hours=2))
+    # a process that ends while its threads still listen to the others would be aborted
+    atexit.register(state.destroy_process_group)
     return state.process_index, state.num_processes
 
 # %% ../../nbs/run/02_processes.ipynb #3ec96b7c
