@@ -72,15 +72,11 @@ def show(case: Case, parts: bool, lines: int) -> None:
     if parts:
         print(f"  {'part':<34}{'operations':>10}{'GB':>9}{'TFLOP':>9}{'ms by roofline':>16}")
         for name, work in [*case.audit.parts.items(), ("all", case.audit.total)]:
-            print(
-                f"  {name:<34}{work.operations:>10}{work.bytes / 1e9:>9.2f}{work.flops / 1e12:>9.3f}{work.seconds * 1e3:>16.2f}"
-            )
-    told = {
-        "waits": "wait",
-        "blocking": "blocking copy",
-        "mixed": "MIXED UP",
-        **({"copies": "free copy"} if lines else {}),
-    }
+            counts = f"{work.operations:>10}{work.bytes / 1e9:>9.2f}{work.flops / 1e12:>9.3f}"
+            print(f"  {name:<34}{counts}{work.seconds * 1e3:>16.2f}")
+    told = {"waits": "wait", "blocking": "blocking copy", "mixed": "MIXED UP"} | (
+        {"copies": "free copy"} if lines else {}
+    )
     for name, title in told.items():
         for found in row[name]:
             print(f"  {found['times']:>4} x {title}, {found['what']}: {' <- '.join(found['lines'])}")

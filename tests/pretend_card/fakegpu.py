@@ -154,6 +154,10 @@ class Audit(TorchDispatchMode):
         kwargs = kwargs or {}
         if func.namespace == "prim":
             return func(*args, **kwargs)
+        with self:  # in inference mode, operations that are made of others come as they are
+            made = func.decompose(*args, **kwargs)
+        if made is not NotImplemented:
+            return made
         name, given = func._schema.name.split("::")[-1], tensors_of((args, kwargs))
         if name in NUMBERS and given:
             return self._number(name, given)
