@@ -1,4 +1,4 @@
-"On a card the host never waits where it need not, and no device is taken for another: counted on a card that is not there."
+"Waits of the host and mixed-up devices, counted on a card that is not there."
 
 import functools
 import json

@@ -1,11 +1,12 @@
-"""Where would a card wait? `tests/pretend_card/run.sh count.py step`; other modes are `train`, `evaluate` and `pretrain`.
+"""Where would the host wait for a card? `tests/pretend_card/run.sh count.py MODE`, and the mode is one of these:
 
 - `step`: the loss of a batch of clips, backward, AdamW, prototypes, and the teacher where there is one;
 - `train`: the `train_step` of `timet.training.session`, with a real Accelerator; the second step is counted;
 - `evaluate`: tokens, streams, forwarded masks, probes, neighbours, attention, and networks of other kinds;
 - `pretrain`: one step of `timet.pretrain` on photographs.
 
-No card is needed; see `fakegpu.py` for what is counted. The default is the paper's size: 128 clips of 4 frames, ViT-S/16.
+No card is needed; see `fakegpu.py` for what is counted. The default is the paper's size: 128 clips of 4 frames, with
+ViT-S/16. Seconds by the roofline are a model, no measurement.
 Exits 1 where a device is mixed up with another.
 """
 
@@ -66,8 +67,9 @@ def show(case: Case, parts: bool, lines: int) -> None:
     times = {name: sum(x["times"] for x in row[name]) for name in ("waits", "blocking", "copies", "mixed")}
     print(f"\n{case.name}{': FAILED ' + case.failed if case.failed else ''}")
     print(
-        f"  {row['operations']} operations, {row['bytes'] / 1e9:.2f} GB, {row['flops'] / 1e12:.3f} TFLOP; {times['waits']} waits, "
-        f"{times['blocking']} blocking copies, {times['copies']} free copies, {times['mixed']} devices mixed up"
+        f"  {row['operations']} operations, {row['bytes'] / 1e9:.2f} GB, {row['flops'] / 1e12:.3f} TFLOP; "
+        f"{times['waits']} waits, {times['blocking']} blocking copies, {times['copies']} free copies, "
+        f"{times['mixed']} devices mixed up"
     )
     if parts:
         print(f"  {'part':<34}{'operations':>10}{'GB':>9}{'TFLOP':>9}{'ms by roofline':>16}")
@@ -156,8 +158,8 @@ def count_train(args: argparse.Namespace) -> Iterator[Case]:
     from timet.training.steps import watch_usage
 
     config = preset_config(
-        "paper", backbone=args.backbone, weights="none", device="cuda", precision=args.precision, batch_size=args.clips,
-        accumulate=args.accumulate, clips_per_source=args.clips, **loss_changes(args),
+        "paper", backbone=args.backbone, weights="none", device="cuda", precision=args.precision,
+        batch_size=args.clips, accumulate=args.accumulate, clips_per_source=args.clips, **loss_changes(args),
     )  # fmt: skip
     sources = find_sources(samples_dir() / "train")
     session = built(lambda: start_session(config, start_accelerator(config), sources))

@@ -1,11 +1,12 @@
 """A card that is not there: fake CUDA tensors on a machine without a GPU.
 
-A fake tensor has a shape, a type and a device, but no memory, and nothing is computed with it. Still every operation that mixes
-devices fails as it does on a card, and an `Audit` counts every wait of the host for the device, every copy between the two, all
-operations with their bytes and floating-point operations, each with the line of the package that it comes from.
+A fake tensor has a shape, a type and a device, but no memory, and nothing is computed with it. Still every operation that
+mixes devices fails as it does on a card, and an `Audit` counts every wait of the host for the device, every copy between
+the two, all operations with their bytes and floating-point operations, each with the line that it comes from.
 
-`pretend_card()` makes PyTorch believe in the card; the libraries that answer for its driver are `shim.c` and `libcuda.c`, which
-`run.sh` builds and puts in place. What cannot be seen here: how long anything takes, memory that runs out, and wrong numbers.
+`pretend_card()` makes PyTorch believe in the card; the libraries that answer for its driver are `shim.c` and `libcuda.c`,
+which `run.sh` builds and puts in place. What cannot be seen here: how long anything takes, memory that runs out, and
+wrong numbers.
 """
 
 import copy
@@ -32,16 +33,17 @@ from torch.utils._pytree import tree_flatten
 from torch.utils.flop_counter import flop_registry
 
 CARD = torch.device("cuda:0")
-# what an H100 reaches in practice: products in half precision, attention in it, products in fp32 (operations/s), memory (bytes/s)
+# what an H100 reaches: products in half precision, attention in it, products in fp32 (operations/s), memory (bytes/s)
 HALF, ATTENTION, SINGLE, MEMORY = 650e12, 300e12, 45e12, 2.7e12
 LAUNCH = 2.5e-6  # seconds that the smallest kernel takes
 PACKAGES = {"timet", "timm", "accelerate", "kornia", "lightly"}  # whose lines are named
 
 # operations that cost nothing on a card: they look at the same memory in another way, or only reserve some
 VIEWS = set(
-    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze select slice detach alias as_strided unbind split "
-    "split_with_sizes unflatten diagonal lift_fresh _reshape_alias unfold chunk numpy_T mT narrow view_as is_same_size sym_size "
-    "sym_stride sym_numel prim resize set _conj empty empty_like new_empty empty_strided new_empty_strided".split()
+    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze select slice detach alias as_strided unbind "
+    "split split_with_sizes unflatten diagonal lift_fresh _reshape_alias unfold chunk numpy_T mT narrow view_as "
+    "is_same_size sym_size sym_stride sym_numel prim resize set _conj empty empty_like new_empty empty_strided "
+    "new_empty_strided".split()
 )
 NUMBERS = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # a number is wanted on the host
 OPEN_SHAPES = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
@@ -185,7 +187,10 @@ class Audit(TorchDispatchMode):
         return kind(value)
 
     def _indexed(self, name: str, args: tuple) -> tuple:
-        "A mask as an index is a wait, an index on the other side a copy; a mask becomes so many rows, for its shape is unknown."
+        """A mask as an index is a wait, an index on the other side a copy.
+
+        A mask is replaced by so many rows, for nobody knows how many it would choose.
+        """
         table, index = args[0], [i for i in args[1] or [] if isinstance(i, Tensor)]
         masks = [i for i in index if i.dtype in MASKS]
         if any(map(on_card, masks)):
