@@ -5,19 +5,20 @@ kept in `OUT/gpu.jsonl`. The sections, in `benchmarks/card/`:
 
 - A the machine, B its results beside the CPU's, C where a training step waits (`results.py`);
 - D the step as the package does it, by hand, by parts and by kernels (`step.py`);
-- E what could be gained beyond the package: frozen blocks in bf16, Triton, one CUDA graph, compiled blocks (`beyond.py`);
+- E what could be gained beyond the package: bf16 throughout, Triton, one CUDA graph, compiled blocks (`beyond.py`);
 - F reading and augmenting clips, on the CPU and with nvJPEG (`reading.py`);
 - G `timet.train --preset paper` on folders of JPEG frames, H resuming (`training.py`);
 - I tokens and streams, K pretraining (`others.py`);
-- W, only where `--only` names it: the paper's whole training, 2,776 videos of 27 frames and 30 epochs, with the flags in
-  `$EXTRA`, stopped after `$WHOLE_S` seconds.
+- W, only where `--only` names it: the paper's whole training, 2,776 videos of 27 frames and 30 epochs, with the flags
+  in `$EXTRA`, stopped after `$WHOLE_S` seconds.
 
-At the end comes a table of what was measured beside what was predicted before there was a card: `OUT/gpu_DEVICE.md`, and,
-measured on a card at full size, `benchmarks/results/gpu_DEVICE.md`. `--table A.jsonl B.jsonl` makes it of several calls.
-`--tiny` rehearses all that needs no card, in about a minute; it must end with `done`, and no line may say `FAILED`.
+At the end comes a table of what was measured beside what was predicted before there was a card: `OUT/gpu_DEVICE.md`,
+and, measured on a card at full size, `benchmarks/results/gpu_DEVICE.md`. `--table A.jsonl B.jsonl` makes that of
+several calls; a later one replaces what an earlier one says of a section. `--tiny` rehearses all that needs no card, in
+about a minute; it must end with `done`, and no line may say `FAILED`.
 
-A machine without a network that has torch, torchvision, timm and accelerate needs the wheels of the rest (27 MB), for its
-Python; the frames are JPEG files, so neither `av` nor `decord2` is among them:
+A machine without a network that has torch, torchvision, timm and accelerate needs the wheels of the rest (27 MB), for
+its Python; the frames are JPEG files, so neither `av` nor `decord2` is among them:
 
     pip download -d wheels --no-deps --only-binary=:all: --python-version 3.12 \
         --platform manylinux_2_28_x86_64 --platform manylinux2014_x86_64 \
@@ -51,6 +52,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (str(HERE.parent), os.environ.get("PYTHONPATH"))))
 
 import torch  # noqa: E402
 from card import beyond, others, reading, results, step, training  # noqa: E402, F401, they register their sections
@@ -91,24 +93,32 @@ PREDICTED = {
 
 
 def read_rows(files: Sequence[Path]) -> list[dict[str, Any]]:
-    "What was measured; of lines that are there twice, the last."
-    lines = [json.loads(line) for file in files for line in file.read_text(encoding="utf-8").splitlines()]
-    return list({(row["section"], row["name"]): row for row in lines}.values())
+    "What was measured; where several calls have the same section, what the last one says of it."
+    sections: dict[str, list[dict[str, Any]]] = {}
+    fresh: set[str] = set()
+    for line in (line for file in files for line in file.read_text(encoding="utf-8").splitlines()):
+        row = json.loads(line)
+        if row["name"] == "device":  # a call begins
+            fresh = set()
+        if row["section"] not in fresh:
+            fresh.add(row["section"])
+            sections[row["section"]] = []
+        sections[row["section"]].append(row)
+    return [row for letter in ("", *ORDER, "W") for row in sections.get(letter, [])]
 
 
 def table(rows: Sequence[dict[str, Any]]) -> str:
     "What was measured, and what had been predicted beside it."
-    device = next((row["device"] for row in rows if row["name"] == "versions"), "unknown device")
     lines = [
-        "# A GPU",
+        f"# Measured on a device: {rows[0]['device']}",
         "",
-        f"{device}, {date.today()}. `python benchmarks/gpu.py`. Times are medians; `ms` ends when the card is done, "
-        "`host_ms` when the host is free again; predictions were written down before there was a card, for an H100.",
+        f"{date.today()}, `python benchmarks/gpu.py`. Times are medians; `ms` ends when the card is done, `host_ms` when "
+        "the host is free again. Predictions were written down before there was a card, for an H100.",
         "",
         "| section | what | measured | predicted |",
         "|---|---|---|---|",
     ]
-    for row in rows:
+    for row in rows[1:]:
         values = {key: value for key, value in row.items() if key not in ("section", "name")}
         told = ", ".join(f"{key} {value}" for key, value in values.items()).replace("|", "/")
         what = row["name"].strip().replace("|", "/")
@@ -118,10 +128,15 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
 
 def write_table(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
     "Keep the table in a folder, under the name of the device."
-    device = next((row["device"] for row in rows if row["name"] == "versions"), "unknown")
-    path = folder / f"gpu_{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.md"
+    name = re.sub(r"[^a-z0-9]+", "_", rows[0]["device"].lower()).strip("_")
+    path = folder / f"gpu_{name}.md"
     path.write_text(table(rows), encoding="utf-8")
     return path
+
+
+def is_result(rows: Sequence[dict[str, Any]]) -> bool:
+    "Was it measured on a card and at full size?"
+    return rows[0]["device"] != "cpu" and not rows[0]["tiny"]
 
 
 def run_section(bench: Bench, letter: str, seconds: float) -> None:
@@ -171,7 +186,10 @@ def main() -> None:
     if unknown := set(args.only) - {",", *SECTIONS}:
         parser.error(f"--only takes the letters {','.join(ORDER)},W, got {', '.join(sorted(unknown))}")
     if args.table:
-        print(write_table(read_rows(args.table), HERE / "results"))
+        rows = read_rows(args.table)
+        if not is_result(rows):
+            parser.error("these were not measured on a card at full size; their table lies beside them")
+        print(write_table(rows, HERE / "results"))
         return
     warnings.simplefilter("ignore")
     bench = Bench(args.out, args.tiny)
@@ -180,7 +198,7 @@ def main() -> None:
     finally:
         shutil.rmtree(bench.files, ignore_errors=True)
     rows = read_rows([args.out / "gpu.jsonl"])
-    for folder in [args.out, *([HERE / "results"] if bench.cuda and not args.tiny else [])]:
+    for folder in [args.out, *([HERE / "results"] if is_result(rows) else [])]:
         print(write_table(rows, folder))
     print(
         f"done in {bench.seconds:.0f} s, {bench.failures} sections failed"

@@ -65,6 +65,7 @@ class Bench:
         self.files = Path(tempfile.mkdtemp(prefix="timet_gpu_"))  # pictures and runs
         self.matmul = 790e12  # Operations/s; section A measures it
         self.failures = 0
+        self.say("device", device=self.name, tiny=tiny)
 
     @property
     def seconds(self) -> float:

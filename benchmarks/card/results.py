@@ -31,7 +31,7 @@ def machine(bench: Bench) -> None:
     import torchvision
 
     versions = {package.__name__: package.__version__ for package in (torch, torchvision, timm, accelerate)}
-    bench.say("versions", device=bench.name, cpus=os.cpu_count(), **versions)
+    bench.say("versions", cpus=os.cpu_count(), **versions)
     if bench.cuda:
         asked = "name,driver_version,memory.total,pcie.link.gen.current,pcie.link.width.current"
         words = ["nvidia-smi", f"--query-gpu={asked}", "--format=csv,noheader"]

@@ -1,12 +1,12 @@
 """A card that is not there: fake CUDA tensors on a machine without a GPU.
 
-A fake tensor has a shape, a type and a device, but no memory, and nothing is computed with it. Still every operation that
-mixes devices fails as it does on a card, and an `Audit` counts every wait of the host for the device, every copy between
-the two, all operations with their bytes and floating-point operations, each with the line that it comes from.
+A fake tensor has a shape, a type and a device, but no memory, and nothing is computed with it. Still every operation
+that mixes devices fails as it does on a card, and an `Audit` counts every wait of the host for the device, every copy
+between the two, all operations with their bytes and floating-point operations, each with the line it comes from.
 
-`pretend_card()` makes PyTorch believe in the card; the libraries that answer for its driver are `shim.c` and `libcuda.c`,
-which `run.sh` builds and puts in place. What cannot be seen here: how long anything takes, memory that runs out, and
-wrong numbers.
+`pretend_card()` makes PyTorch believe in the card; the libraries that answer for its driver are `shim.c` and
+`libcuda.c`, which `run.sh` builds and puts in place. What cannot be seen here: how long anything takes, memory that
+runs out, and wrong numbers.
 """
 
 import copy
@@ -40,9 +40,9 @@ PACKAGES = {"timet", "timm", "accelerate", "kornia", "lightly"}  # whose lines a
 
 # operations that cost nothing on a card: they look at the same memory in another way, or only reserve some
 VIEWS = set(
-    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze select slice detach alias as_strided unbind "
-    "split split_with_sizes unflatten diagonal lift_fresh _reshape_alias unfold chunk numpy_T mT narrow view_as "
-    "is_same_size sym_size sym_stride sym_numel prim resize set _conj empty empty_like new_empty empty_strided "
+    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze select slice detach alias as_strided "
+    "unbind split split_with_sizes unflatten diagonal lift_fresh _reshape_alias unfold chunk numpy_T mT narrow "
+    "view_as is_same_size sym_size sym_stride sym_numel prim resize set _conj empty empty_like new_empty empty_strided "
     "new_empty_strided".split()
 )
 NUMBERS = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # a number is wanted on the host
@@ -68,12 +68,13 @@ def size_of(tensors: list[Tensor]) -> int:
 
 def source_lines(depth: int = 2) -> tuple[str, ...]:
     "The innermost lines of the packages that are being run, such as `timet/loss.py:250 loss = ...`."
-    found, frame = [], sys._getframe(1)
+    found: dict[str, None] = {}  # A comprehension is a frame of its own, on the same line
+    frame = sys._getframe(1)
     while frame and len(found) < depth:
         name = frame.f_globals.get("__name__", "")
         if name.split(".")[0] in PACKAGES:
             words = linecache.getline(frame.f_code.co_filename, frame.f_lineno).strip()
-            found.append(f"{name.replace('.', '/')}.py:{frame.f_lineno}  {words[:90]}".rstrip())
+            found[f"{name.replace('.', '/')}.py:{frame.f_lineno}  {words[:90]}".rstrip()] = None
         frame = frame.f_back
     return tuple(found) or ("backward, or the counting script itself",)
 
