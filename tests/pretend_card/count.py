@@ -1,9 +1,11 @@
 """Where would the host wait for a card? `tests/pretend_card/run.sh count.py MODE`, and the mode is one of these:
 
 - `step`: the loss of a batch of clips, backward, AdamW, prototypes, and the teacher where there is one;
-- `train`: the `train_step` of `timet.training.session`, with a real Accelerator; the second step is counted;
+- `train`: the `train_step` of `timet.training.session`, with a real Accelerator, and what a logged step asks beside;
 - `evaluate`: tokens, streams, forwarded masks, probes, neighbours, attention, and networks of other kinds;
-- `pretrain`: one step of `timet.pretrain` on photographs.
+- `pretrain`: a step of `timet.pretrain` on photographs.
+
+The first step and a later one are counted apart, for the first makes what is kept.
 
 No card is needed; see `fakegpu.py` for what is counted. The default is the paper's size: 128 clips of 4 frames, with
 ViT-S/16. Seconds by the roofline are a model, no measurement.
@@ -124,10 +126,7 @@ def count_step(args: argparse.Namespace) -> Iterator[Case]:
     groups = [{name: g[name] for name in ("params", "lr")} for g in parameter_groups(model)]
     optimizer = torch.optim.AdamW(groups)
     parts = [torch.empty(args.clips // args.accumulate, FRAMES, 3, SIZE, SIZE, device=CARD)] * args.accumulate
-    first, case = (
-        Case(f"step: {which}, {args.clips} clips in {args.accumulate} parts, ema {args.ema}, queue {args.queue}")
-        for which in ("the first", "a later one")
-    )
+    case = Case("")
 
     def step() -> None:
         for clip in parts:
@@ -143,14 +142,18 @@ def count_step(args: argparse.Namespace) -> Iterator[Case]:
             if args.ema is not None:
                 model.update_teacher()
 
-    yield first.run(step)
-    if not first.failed:
-        follow_step(case.audit, model)
+    sizes = f"{args.clips} clips in {args.accumulate} parts, ema {args.ema}, queue {args.queue}"
+    for number in range(args.steps):
+        case = Case(f"step: {'a later one' if number else 'the first'}, {sizes}")
+        if number == args.steps - 1:
+            follow_step(case.audit, model)
         yield case.run(step)
+        if case.failed:
+            return
 
 
 def count_train(args: argparse.Namespace) -> Iterator[Case]:
-    "`train_step` with a real Accelerator; what only the first step does is not counted."
+    "`train_step` with a real Accelerator."
     from timet.core import samples_dir
     from timet.data.find import find_sources
     from timet.training.config import preset_config
@@ -176,16 +179,15 @@ def count_train(args: argparse.Namespace) -> Iterator[Case]:
         "Under fp16, `was anything infinite?` is asked of the card: 0 is no."
         return 0 if args.precision == "fp16" and on_card(tensor) else 1
 
-    first, case = (
-        Case(f"train: {which}, {sizes}", Audit(answer)) for which in ("the first train_step", "a later train_step")
-    )
-    yield first.run(step)
-    if first.failed:
-        return
-    follow_step(case.audit, session.inner)
-    case.audit.follow(session.accelerator, "backward", "backward")
-    case.audit.follow(session.optimizer, "step", "AdamW")
-    yield case.run(step)
+    for number in range(args.steps):
+        case = Case(f"train: {'a later' if number else 'the first'} train_step, {sizes}", Audit(answer))
+        if number == args.steps - 1:
+            follow_step(case.audit, session.inner)
+            case.audit.follow(session.accelerator, "backward", "backward")
+            case.audit.follow(session.optimizer, "step", "AdamW")
+        yield case.run(step)
+        if case.failed:
+            return
     yield Case("train: what a logged step asks beside (watch_usage)").run(lambda: watch_usage(session))
 
 
@@ -303,7 +305,7 @@ def count_pretrain(args: argparse.Namespace) -> Iterator[Case]:
         run = built(lambda: loop.start_pretraining(config, photos))
     run.distiller.train()
     parts = loop.batches(run, pixels.to(CARD))
-    case = Case(f"pretrain: a later step, {many} photographs")
+    case = Case("")
 
     def drawn(photographs: torch.Tensor) -> tuple:
         with case.audit.within("views"):
@@ -312,12 +314,12 @@ def count_pretrain(args: argparse.Namespace) -> Iterator[Case]:
     def step() -> None:
         loop.pretrain_step(run, next(parts))
 
-    first = Case(f"pretrain: the first step, {many} photographs").run(step)
-    yield first
-    if first.failed:
-        return
     run.views = drawn
-    yield case.run(step)
+    for number in range(args.steps):
+        case = Case(f"pretrain: {'a later' if number else 'the first'} step, {many} photographs")
+        yield case.run(step)
+        if case.failed:
+            return
 
 
 MODES = {"step": count_step, "train": count_train, "evaluate": count_evaluate, "pretrain": count_pretrain}
@@ -326,8 +328,9 @@ MODES = {"step": count_step, "train": count_train, "evaluate": count_evaluate, "
 def main() -> None:
     "Count and print."
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("mode", choices=MODES)
+    parser.add_argument("modes", choices=MODES, nargs="+", metavar="MODE", help=", ".join(MODES))
     parser.add_argument("--clips", type=int, help="clips of a batch (128), or photographs (512)")
+    parser.add_argument("--steps", type=int, default=2, help="steps taken, each counted; the last also by its parts")
     parser.add_argument("--accumulate", type=int, default=1, help="parts a batch is computed in")
     parser.add_argument("--ema", type=float, help="a teacher with this memory, such as 0.995")
     parser.add_argument("--queue", type=int, default=0, help="tokens kept for Sinkhorn; 1 is full at once")
@@ -338,14 +341,15 @@ def main() -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON list instead of a table")
     args = parser.parse_args()
-    args.clips = args.clips or (512 if args.mode == "pretrain" else 128)
     torch.set_num_threads(1)
     cases = []
     with pretend_card():
-        for case in MODES[args.mode](args):
-            cases.append(case)
-            if not args.json:
-                show(case, parts=args.mode != "evaluate" and len(case.audit.parts) > 1, lines=args.lines)
+        for mode in args.modes:
+            clips = args.clips or (512 if mode == "pretrain" else 128)
+            for case in MODES[mode](argparse.Namespace(**{**vars(args), "clips": clips})):
+                cases.append(case)
+                if not args.json:
+                    show(case, parts=mode != "evaluate" and len(case.audit.parts) > 1, lines=args.lines)
     if args.json:
         print(json.dumps([case.row() for case in cases]))
     sys.exit(any(case.failed or case.audit.mixed for case in cases))

@@ -40,10 +40,10 @@ PACKAGES = {"timet", "timm", "accelerate", "kornia", "lightly"}  # whose lines a
 
 # operations that cost nothing on a card: they look at the same memory in another way, or only reserve some
 VIEWS = set(
-    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze select slice detach alias as_strided "
-    "unbind split split_with_sizes unflatten diagonal lift_fresh _reshape_alias unfold chunk numpy_T mT narrow "
-    "view_as is_same_size sym_size sym_stride sym_numel prim resize set _conj empty empty_like new_empty empty_strided "
-    "new_empty_strided".split()
+    "view _unsafe_view reshape expand permute transpose t unsqueeze squeeze select slice detach alias "
+    "as_strided unbind split split_with_sizes unflatten diagonal lift_fresh _reshape_alias unfold chunk "
+    "numpy_T mT narrow view_as is_same_size sym_size sym_stride sym_numel prim resize set _conj empty "
+    "empty_like new_empty empty_strided new_empty_strided".split()
 )
 NUMBERS = {"_local_scalar_dense", "item", "is_nonzero", "equal"}  # a number is wanted on the host
 OPEN_SHAPES = {"nonzero", "masked_select", "_unique2", "unique_dim", "unique_consecutive", "bincount"}
