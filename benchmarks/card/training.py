@@ -83,18 +83,17 @@ def whole_training(bench: Bench) -> None:
     if bench.tiny:
         flags += "--batch-size 2 --epochs 2 --log-every 1".split()
     start = time.time()
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    job = subprocess.Popen(train_command(bench, data, out, *flags), **quiet)
+    said = open(bench.out / "whole.txt", "w", encoding="utf-8")
+    job = subprocess.Popen(train_command(bench, data, out, *flags), stdout=said, stderr=subprocess.STDOUT)
     try:
         job.wait(float(os.environ.get("WHOLE_S", "190")))
     except BaseException:  # also where the section's own time is over
         job.terminate()
         job.wait(20)
     rows, took = logged(out), time.time() - start
+    said.close()
     if not rows:
-        raise RuntimeError(
-            f"no step was logged in {took:.0f} s; the command is {shlex.join(train_command(bench, data, out, *flags))}"
-        )
+        raise RuntimeError(f"no step was logged in {took:.0f} s: {(bench.out / 'whole.txt').read_text()[-600:]}")
     steps, losses = rows[-1]["step"], [rows[0]["loss"], rows[-1]["loss"]]
     expected = took * STEPS / steps
     bench.say(

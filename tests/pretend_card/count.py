@@ -211,12 +211,13 @@ def evaluated(args: argparse.Namespace) -> Iterator[tuple[str, Callable[[], Any]
     from timet.film.stream import Clusters, sample_tokens, stream_labels
     from timet.pretraining.neighbours import features, nearest_neighbours
 
-    films, net = find_sources(samples_dir() / "heldout")[:2], network(args.backbone)
+    films, net = find_sources(samples_dir() / "heldout"), network(args.backbone)
+    many = [films[i % len(films)] for i in range(args.clips)]
     film, how = films[0], {"device": "cuda:0", "precision": args.precision}
     dim, grid = net.embed_dim, net.grid(SIZE, SIZE)
     sizes = {"num_frames": FRAMES, "image_size": SIZE, "mask_size": SIZE}
-    yield "extract_tokens, 2 clips", lambda: extract_tokens(net, films, keep_frames=True, **sizes, **how)
-    yield "sample_tokens, 16 frames", lambda: sample_tokens(net, films, frames=16, **how)
+    yield f"extract_tokens, {len(many)} clips", lambda: extract_tokens(net, many, keep_frames=True, **sizes, **how)
+    yield "sample_tokens, 16 frames of 2 films", lambda: sample_tokens(net, films[:2], frames=16, **how)
     clusters = Clusters(torch.zeros(dim, 8), torch.zeros(8), 1.0)
     for upscale in ("bilinear", "edges"):
         for temporal in (0.0, 0.2):
