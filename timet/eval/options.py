@@ -86,8 +86,8 @@ class TokensConfig(NetworkConfig):
     "Where tokens are kept; $TIMET_CACHE or ~/.cache/timet, where none is given."
     no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Keep no tokens."
-    workers: Count = 4
-    "Threads that read and decode what the network looks at next."
+    workers: Natural | None = None
+    "Threads that read and decode what the network looks at next; None: 4, on a card one a core."
 
     @property
     def folder(self) -> Path | None:
