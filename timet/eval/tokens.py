@@ -284,14 +284,15 @@ Jobs = tuple[Any, list[Callable[[], Any]]]  # Room for a group, and for each ite
 
 
 def _read_ahead(
-    groups: Sequence[range], begin: Callable[[range], Jobs], workers: int, words: dict[str, str] | None
+    groups: Sequence[range], begin: Callable[[range], Jobs], settings: Pass, words: dict[str, str] | None
 ) -> Iterator[tuple[slice, Any, list]]:
     "Groups with their room, and what their jobs say; the next groups are read while this one is used."
     import torch
 
     bar = nullcontext() if words is None else progress(total=sum(map(len, groups)), **words)
     todo, later, before = iter(groups), deque(), torch.get_num_threads()
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool, bar:
+    workers, alone = _threads(settings), pick_device(settings.device).type == "cuda"
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads if alone else None, initargs=(1,)) as pool, bar:
         try:
             for group in groups:
                 while sum(len(jobs) for _, jobs in later) < len(group) + 2 * workers and (new := next(todo, None)):
@@ -386,9 +387,7 @@ def read_masks(
         masks[i] = _labels(items[i], clips).reshape(masks.shape[1:])
 
     words = {"desc": "masks", "unit": "mask" if len(lead) == 1 else "clip"} if shard[0] == 0 else None
-    for _ in _read_ahead(
-        groups, lambda group: (None, [partial(fill, i) for i in group]), _threads(settings.how), words
-    ):
+    for _ in _read_ahead(groups, lambda group: (None, [partial(fill, i) for i in group]), settings.how, words):
         pass
     return masks
 
@@ -463,7 +462,7 @@ def read_tokens(
         return items[groups[0].start + i // t].name
 
     words = {"desc": "tokens", "unit": "image" if t == 1 else "clip"} if shard[0] == 0 else None
-    with closing(_read_ahead(groups, _begin(items, clips, card), _threads(how), words)) as parts:
+    with closing(_read_ahead(groups, _begin(items, clips, card), how, words)) as parts:
         parts, again = tee(parts)
         for tokens, group in zip(run_batches(backbone, (pixels for _, pixels, _ in again), how, name=name), parts):
             arrays = arrays or _room(data, backbone, settings, allocate, tokens.shape[-1])
