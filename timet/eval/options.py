@@ -58,6 +58,11 @@ class NetworkConfig:
 
         return open_backbone(self.checkpoint, backbone=self.backbone, seed=self.seed)
 
+    @property
+    def gpu(self) -> bool | None:
+        "Of k-means: not on the GPUs where the network runs elsewhere."
+        return None if pick_device(self.device).type == "cuda" else False
+
     def facts(self, backbone: "nn.Module") -> dict[str, Any]:
         "What every report says."
         from timet.run.folder import versions
