@@ -91,7 +91,7 @@ class TokensConfig(NetworkConfig):
     "Where tokens are kept; $TIMET_CACHE or ~/.cache/timet, where none is given."
     no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Keep no tokens."
-    workers: Natural | None = None
+    workers: Count | None = None
     "Threads that read and decode what the network looks at next; None: 4, on a card one a core."
 
     @property
