@@ -91,7 +91,13 @@ def score_all(
                 continue
             clusters = k if k == "gt" else int(k)
             scores[protocol, k] = evaluate(
-                video, protocol=protocol, k=clusters, seeds=config.seeds, variant=config.variant, force=config.force
+                video,
+                protocol=protocol,
+                k=clusters,
+                variant=config.variant,
+                seeds=config.seeds,
+                force=config.force,
+                gpu=config.gpu,
             )
     return scores
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from timet.core import TimetError
-from timet.eval.kmeans import assign, kmeans, load_faiss, standardize_pca
+from timet.eval.kmeans import _say_once, assign, kmeans, load_faiss, standardize_pca, train_kmeans
 from timet.eval.score import confusion, match_hungarian, match_many_to_one, miou
 
 
@@ -127,3 +127,28 @@ def test_large_problems_are_quick():
     print(f"k-means {clustering:.2f} s, matching {matching:.2f} s")
     # wide limits: a busy machine is no bug
     assert clustering < 20 and matching < 20
+
+
+@pytest.mark.parametrize(
+    "asked, count, where", [(None, 40_000, True), (None, 50, False), (False, 40_000, False), (True, 50, True)]
+)
+def test_a_large_problem_goes_to_a_gpu_that_faiss_sees(monkeypatch, capsys, asked, count, where):
+    faiss, taken = load_faiss(), []
+
+    class Kmeans:
+        def __init__(self, d, k, **how):
+            taken.append(how["gpu"])
+            self.centroids = np.zeros((k, d), np.float32)
+
+        def train(self, x):
+            pass
+
+    monkeypatch.setattr(faiss, "get_num_gpus", lambda: 1, raising=False)
+    monkeypatch.setattr(faiss, "Kmeans", Kmeans)
+    _say_once.cache_clear()
+    x = np.zeros((count, 50), np.float32)
+    for _ in range(2):
+        train_kmeans(x, 200 if count > 50 else 2, gpu=asked, max_points_per_centroid=8000)
+    said = capsys.readouterr().err
+    assert taken == [where] * 2
+    assert said.count("k-means: faiss runs on 1 GPU;") == (where and asked is None)

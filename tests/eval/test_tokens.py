@@ -6,8 +6,9 @@ import torch
 from PIL import Image
 from torch import nn
 
+import timet.eval.tokens as room
 from timet.core import TimetError
-from timet.data.clips import normalize
+from timet.data.clips import EvalTransform, normalize
 from timet.data.images import Images, image_file
 from timet.eval.tokens import Clips, Extraction, Pass, Tokens, as_float, extract_tokens, read_masks, run_batches
 from timet.run.processes import this_shard
@@ -190,3 +191,110 @@ def test_the_network_is_as_before_also_when_nobody_reads_on():
     assert model.training and len(model.calls) == 1
     with pytest.raises(TimetError, match="image 4 are not finite"):
         list(run_batches(Broken(), [torch.ones(3, 3, 8, 8)[:1]] * 3 + [torch.ones(2, 3, 8, 8)], device="cpu"))
+
+
+def test_bytes_are_normalised_as_the_reader_would():
+    pixels = torch.randint(0, 256, (5, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    pixels[0, :, :, :] = torch.arange(256, dtype=torch.uint8).reshape(16, 16)  # every value of every colour
+    (bytes_,), (floats,) = (list(run_batches(Whole(), [x], device="cpu")) for x in (pixels, normalize(pixels)))
+    assert torch.equal(bytes_, floats)
+
+
+class Whole(Patches):
+    "Every pixel is a token."
+
+    def grid(self, height, width):
+        return height, width
+
+    def tokens(self, images):
+        return images.flatten(2).transpose(1, 2).clone()
+
+
+def test_tokens_are_those_of_the_transform_to_the_last_bit(images):
+    got = extract_tokens(
+        Whole(), images, image_size=(16, 24), mask_size=4, batch_size=3, device="cpu", precision="fp32"
+    )
+    for i in range(7):
+        want = EvalTransform((16, 24))(images.image(i)[None])
+        np.testing.assert_array_equal(got.tokens[i], want[0].flatten(1).T)
+
+
+class Slow:
+    "A device that is said to be a card; all its work is done on the CPU."
+
+    type, index = "cuda", 0
+
+
+class Far(Patches):
+    def to(self, device):
+        return self
+
+
+@pytest.fixture
+def card(monkeypatch):
+    "The order of things on a card: nothing is pinned, and copies are done at once."
+    log = []
+    monkeypatch.setattr(room, "pick_device", lambda device="auto": Slow)
+    monkeypatch.setattr(room, "_sent", lambda x, device: x)
+    monkeypatch.setattr(room, "_later", lambda x: log.append("begun") or (lambda: log.append("waited") or x.numpy()))
+    real = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: real(*a, **k))
+    return log
+
+
+def test_a_card_has_the_next_batch_before_anybody_waits(card):
+    asked = []
+    batches = (asked.append(i) or torch.zeros(1, 3, 8, 8) for i in range(4))
+    seen = []
+    for _ in run_batches(Far(), batches, precision="fp32"):
+        seen.append((len(asked), card.count("begun"), card.count("waited")))
+    assert seen == [(2, 2, 1), (3, 3, 2), (4, 4, 3), (4, 4, 4)]
+
+
+def test_on_a_card_too_what_is_not_finite_is_never_handed_out(card):
+    class Late(Far):
+        def tokens(self, images):
+            return super().tokens(images) / images[:, :1, :1, 0]
+
+    got, batches = [], [torch.ones(2, 3, 8, 8), torch.ones(3, 3, 8, 8), torch.ones(1, 3, 8, 8)]
+    batches[1][1] = 0
+    with pytest.raises(TimetError, match="image 3 are not finite"):
+        for tokens in run_batches(Late(), batches, precision="fp32"):
+            got.append(len(tokens))
+    assert got == [2]
+
+
+def test_a_card_gives_the_same_arrays(images, monkeypatch, request):
+    args = {"image_size": 16, "mask_size": 4, "batch_size": 2, "precision": "fp32"}
+    want = extract_tokens(Patches(), images, device="cpu", **args)
+    request.getfixturevalue("card")
+    before = torch.get_num_threads()
+    got = extract_tokens(Far(), images, **args)
+    assert torch.get_num_threads() == before
+    np.testing.assert_array_equal(got.tokens, want.tokens)
+    np.testing.assert_array_equal(got.masks, want.masks)
+
+
+@pytest.mark.parametrize("workers, said", [(None, 16), (0, 1), (1, 1), (40, 40)])
+def test_a_card_has_as_many_reading_threads_as_cores(card, monkeypatch, workers, said):
+    monkeypatch.setattr(room.os, "sched_getaffinity", lambda pid: range(16), raising=False)
+    assert room._threads(Pass(workers=workers)) == said
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert room._threads(Pass()) == 8
+
+
+@pytest.mark.parametrize("size, workers", [(1, 1), (2, 8), (5, 3), (40, 2)])
+def test_enough_is_read_ahead_for_all_threads_and_no_more(size, workers):
+    begun, groups = [], [range(i, min(i + size, 30)) for i in range(0, 30, size)]
+
+    def begin(group):
+        begun.extend(group)
+        return group.start, [lambda i=i: i for i in group]
+
+    done = 0
+    for part, place, found in room._read_ahead(groups, begin, Pass("cpu", workers=workers), None):
+        assert found == list(range(part.start, part.stop)) and place == part.start
+        ahead = len(begun) - done - len(found)
+        assert min(30 - done - len(found), 2 * workers) <= ahead < 2 * workers + size
+        done += len(found)
+    assert done == 30

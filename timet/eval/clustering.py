@@ -142,6 +142,7 @@ class Scoring:
     background: bool = True  # Does class 0 enter the mean?
     ignore: int | None = 255  # Id of pixels that do not count
     force: bool = False  # Score a set even where ids mean something within one video only
+    gpu: bool | None = None  # Of k-means; `None`: where faiss sees a GPU
 
     def each_seed(self) -> list[int]:
         "The seeds one by one."
@@ -241,7 +242,7 @@ def _units(protocol: str, b: int, t: int) -> list[tuple[slice, slice]]:
 # %% ../../nbs/eval/11_clustering.ipynb #9ef7b4c8
 def _cluster(features: np.ndarray, video: Tokens, k: int, seed: int, plan: Scoring) -> np.ndarray:
     "The maps of one unit."
-    run = KMeans(plan.niter, plan.nredo, seed)
+    run = KMeans(plan.niter, plan.nredo, seed, gpu=plan.gpu)
     if plan.order == "released":
         return cluster_pixels(features, video.grid, k, video.masks.shape[-2:], run)
     sample = plan.max_points or 256 * k if isinstance(plan, ImageScoring) else None

@@ -81,7 +81,7 @@ def score_each(
     images: Tokens,
 ) -> dict[str, Score]:  # K -> score
     "A set of images clustered with every number of clusters that was asked for."
-    asked = {"seeds": config.seeds, "max_points": config.max_points, "drop_last": config.drop_last}
+    asked = {"seeds": config.seeds, "max_points": config.max_points, "drop_last": config.drop_last, "gpu": config.gpu}
     asked = {name: value for name, value in asked.items() if value is not None}
     return {
         k: cluster_images(images, k=k if k == "gt" else int(k), variant=config.variant, **asked)

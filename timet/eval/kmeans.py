@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -90,11 +91,14 @@ def load_faiss() -> ModuleType:
     return faiss
 
 # %% ../../nbs/eval/01_kmeans.ipynb #0f936cca
+_SMALL = 3e8  # products of numbers in one step
+
+
 @contextmanager
 def _threads(faiss: ModuleType, work: float) -> Iterator[None]:
     "One thread for a small problem."
     threads = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(1 if work < 3e8 else threads)
+    faiss.omp_set_num_threads(1 if work < _SMALL else threads)
     try:
         yield
     finally:
@@ -110,7 +114,23 @@ class KMeans:
     seed: Natural = 0  # Start of the random numbers
     spherical: bool = False  # Centroids of length 1, compared by cosine
     max_points_per_centroid: Count = 256  # Train on at most `k` times as many rows, drawn at random (faiss's default)
-    gpu: bool = False  # Run faiss on the GPUs
+    gpu: bool | None = None  # Run faiss on the GPUs; None: where it sees one and the problem is not small
+
+# %% ../../nbs/eval/01_kmeans.ipynb #31016a68
+@cache
+def _say_once(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _on_gpu(faiss: ModuleType, asked: bool | None, work: float) -> bool:
+    "Does this k-means run on the GPUs?"
+    there = getattr(faiss, "get_num_gpus", int)()
+    if asked and not there:
+        raise TimetError("faiss sees no GPU here; call k-means with gpu=False, or install faiss-gpu where there is one")
+    if asked is None and there and work >= _SMALL:
+        _say_once(f"k-means: faiss runs on {there} GPU{'s' * (there > 1)}; gpu=False keeps it on the CPU")
+        return True
+    return bool(asked)
 
 # %% ../../nbs/eval/01_kmeans.ipynb #67730d77
 def train_kmeans(
@@ -127,13 +147,13 @@ def train_kmeans(
     m, d = check_shape(x, "m d", "features").values()
     if not 1 <= k <= m:
         raise TimetError(f"k-means needs 1 to {m} clusters for {m} rows, got k={k}; take fewer clusters or more frames")
-    if settings.gpu and not (hasattr(faiss, "get_num_gpus") and faiss.get_num_gpus()):
-        raise TimetError("faiss sees no GPU here; call k-means with gpu=False, or install faiss-gpu where there is one")
+    work = min(m, settings.max_points_per_centroid * k) * k * d
+    how = vars(settings) | {"gpu": _on_gpu(faiss, settings.gpu, work)}
     x = np.ascontiguousarray(x, np.float32)
     if not np.isfinite(x).all():
         raise TimetError(NOT_FINITE)
-    with _threads(faiss, min(m, settings.max_points_per_centroid * k) * k * d):
-        model = faiss.Kmeans(d, k, min_points_per_centroid=1, **vars(settings))
+    with _threads(faiss, work):
+        model = faiss.Kmeans(d, k, min_points_per_centroid=1, **how)
         model.train(x)
     return model.centroids
 

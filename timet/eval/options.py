@@ -58,6 +58,11 @@ class NetworkConfig:
 
         return open_backbone(self.checkpoint, backbone=self.backbone, seed=self.seed)
 
+    @property
+    def gpu(self) -> bool | None:
+        "Of k-means: not on the GPUs where the network runs elsewhere."
+        return None if pick_device(self.device).type == "cuda" else False
+
     def facts(self, backbone: "nn.Module") -> dict[str, Any]:
         "What every report says."
         from timet.run.folder import versions
@@ -86,8 +91,8 @@ class TokensConfig(NetworkConfig):
     "Where tokens are kept; $TIMET_CACHE or ~/.cache/timet, where none is given."
     no_cache: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False
     "Keep no tokens."
-    workers: Count = 4
-    "Threads that read and decode what the network looks at next."
+    workers: Count | None = None
+    "Threads that read and decode what the network looks at next; None: 4, on a card one a core."
 
     @property
     def folder(self) -> Path | None:
