@@ -25,7 +25,7 @@ from ..data.source import Source, VideoSource
 from ..data.video import VideoError
 from .jobs import Job, Segmented, Settings, plan_jobs, result_of
 from .movie import PART, aspect_of, join_parts, paint_frame
-from .stream import Clusters, fit_clusters, sample_tokens, stream_labels, working_size
+from .stream import Clusters, ahead, fit_clusters, sample_tokens, stream_labels, working_size
 from ..run.check import adjust, flat
 from ..run.processes import ask, this_shard
 from ..viz.paint import cluster_colors
@@ -43,15 +43,15 @@ def do_part(
     "Write one part of a result, and then that it is there."
     (start, stop), lost, pixels = job.parts[number], [], np.zeros(clusters.k, np.int64)
 
-    def labelled() -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
-        for i, frame, labels in stream_labels(
-            job.source, backbone, clusters, settings.sight, start=start, stop=stop, lost=lost
-        ):
+    def counted(stream: Iterator[tuple]) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+        for i, frame, labels in stream:
             pixels[:] += np.bincount(labels.reshape(-1), minlength=clusters.k)
             yield i, frame, labels
             advance()
 
-    (_write_masks if settings.form == "masks" else _write_film)(job, number, labelled(), settings)
+    labels = stream_labels(job.source, backbone, clusters, settings.sight, start=start, stop=stop, lost=lost)
+    with ahead(labels, settings.sight.batch_size) as stream:
+        (_write_masks if settings.form == "masks" else _write_film)(job, number, counted(stream), settings)
     write_json(job.piece(number, ".json"), {"lost": lost, "pixels": pixels})
 
 # %% ../../nbs/film/03_parts.ipynb #ae7d4ad8
@@ -60,7 +60,8 @@ def _write_film(job: Job, number: int, labelled: Iterable[tuple], settings: Sett
     colors = cluster_colors(settings.clusters)
     paint = partial(paint_frame, colors=colors, form=settings.form, alpha=settings.alpha)
     how = replace(PART, quality=settings.quality, aspect=aspect_of(job.source))
-    write_video(job.piece(number, ".mp4"), (paint(frame, labels) for _, frame, labels in labelled), 25, how)
+    with ahead((paint(frame, labels) for _, frame, labels in labelled), 2) as painted:
+        write_video(job.piece(number, ".mp4"), painted, 25, how)
 
 # %% ../../nbs/film/03_parts.ipynb #505734a6
 def mask_name(
