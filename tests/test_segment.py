@@ -481,6 +481,41 @@ def test_what_fails_in_a_thread_is_told_and_all_threads_end(tmp_path, tiny, monk
     assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "quiet.mp4").read_bytes()
 
 
+def test_the_reader_takes_one_core_and_the_network_all(tmp_path, tiny, monkeypatch):
+    seen, kept = {"read": set(), "network": set()}, stream.EvalTransform.__call__
+    before = torch.get_num_threads()
+
+    class Counting(torch.nn.Module):
+        def __getattr__(self, name):
+            return getattr(tiny, name)
+
+        def tokens(self, images):
+            seen["network"].add(torch.get_num_threads())
+            return tiny.tokens(images)
+
+    def counted(*args):
+        seen["read"].add(torch.get_num_threads())
+        return kept(*args)
+
+    clusters = Clusters(torch.randn(128, 3), torch.zeros(3), 1.0)
+    try:
+        torch.set_num_threads(3)
+        monkeypatch.setattr(stream.EvalTransform, "__call__", counted)
+        labels = stream.stream_labels(
+            find_sources(make_film(tmp_path / "x.mp4", 20))[0],
+            Counting(),
+            clusters,
+            image_size=32,
+            batch_size=2,
+            device="cpu",
+        )
+        with stream.ahead(labels, 2) as streamed:
+            assert len(list(streamed)) == 20
+        assert seen == {"read": {1}, "network": {3}} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_a_slow_disk_does_not_fill_the_memory(tmp_path, tiny, monkeypatch):
     film, read, most = make_film(tmp_path / "in.mp4", 60), [], []
     kept, paint = stream.frames_in_order, room.paint_frame

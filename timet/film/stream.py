@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as VF
 
 from ..core import TimetError, atomic_write, check_shape, pick_device, progress
-from ..data.clips import EvalTransform, normalize
+from ..data.clips import EvalTransform, normalize, one_thread
 from ..data.source import Source, frames_in_order
 from ..eval.kmeans import kmeans
 from ..eval.tokens import Pass, run_batches
@@ -290,7 +290,9 @@ def _batches(
     for number, frame in flow:
         some.append((number, frame, torch.from_numpy(frame).pin_memory() if card else frame))
         if len(some) == count or number == stop - 1:
-            yield some, None if card else torch.cat([transform(frame[None]) for _, frame, _ in some])
+            with one_thread():
+                images = None if card else torch.cat([transform(frame[None]) for _, frame, _ in some])
+            yield some, images
             some = []
 
 
@@ -381,6 +383,7 @@ def stream_labels(
         yield from ready(np.inf)
 
     flow = frames_in_order(source, first, last, damaged)
+    torch.get_num_threads()  # fixes how many this thread uses, before the reader's own `one_thread` counts for new ones
     with ahead(_batches(flow, last, sight.batch_size, size, device.type == "cuda")) as batches:
         yield from _fetched(seen(batches), sight.batch_size)
     if lost is not None:
