@@ -516,6 +516,54 @@ def test_the_reader_takes_one_core_and_the_network_all(tmp_path, tiny, monkeypat
         torch.set_num_threads(before)
 
 
+def test_what_a_card_is_sent_is_what_the_transform_makes(film, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # no card here: the same steps on the processor
+    source, size = find_sources(film)[0], (16, 24)
+    here, there = (
+        list(stream._sent(stream._batches(frames_in_order(source), 12, 5, size, card), size, torch.device("cpu")))
+        for card in (False, True)
+    )
+    assert [len(some) for some, _ in here] == [5, 5, 2]
+    for (some, images), (sent, shrunk) in zip(here, there, strict=True):
+        assert torch.equal(images, shrunk)
+        for (i, frame, _), (j, same, shown) in zip(some, sent, strict=True):
+            assert i == j and np.array_equal(frame, same) and np.array_equal(shown.numpy(), frame)
+
+
+def test_labels_of_a_card_are_read_a_batch_later(monkeypatch):
+    order = []
+
+    class Event:
+        def __init__(self, number):
+            self.number = number
+
+        def synchronize(self):
+            order.append(("waited", self.number))
+
+    class OnCard:
+        is_cuda, device = True, "cuda:1"
+
+        def __init__(self, number):
+            self.number = number
+
+        def to(self, where, non_blocking):
+            assert (where, non_blocking) == ("cpu", True)
+            order.append(("sent", self.number))
+            return torch.full((2, 2), self.number)
+
+    events = iter(range(9))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: type("S", (), {"record_event": lambda self: Event(next(events))})()
+    )
+    items = ((i, np.full(1, i), OnCard(i)) for i in range(5))
+    got = [(i, int(frame[0]), int(labels[0, 0])) for i, frame, labels in stream._fetched(items, 2)]
+    assert got == [(i, i, i) for i in range(5)]
+    assert order[:4] == [("sent", 0), ("sent", 1), ("sent", 2), ("waited", 0)] and order[-2:] == [
+        ("waited", 3),
+        ("waited", 4),
+    ]
+
+
 def test_a_slow_disk_does_not_fill_the_memory(tmp_path, tiny, monkeypatch):
     film, read, most = make_film(tmp_path / "in.mp4", 60), [], []
     kept, paint = stream.frames_in_order, room.paint_frame
