@@ -23,6 +23,7 @@ import platform
 import statistics
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -37,7 +38,6 @@ import torch
 
 from timet.backbone import create_backbone, load_backbone
 from timet.core import pick_device, samples_dir
-from timet.data.clips import EvalTransform
 from timet.data.find import find_sources
 from timet.data.source import Source, frames_in_order
 from timet.film import parts, stream
@@ -108,10 +108,10 @@ def actions(film: Source, net: Any, settings: Settings, room: Path) -> dict[str,
     "All that is timed, for one network and one way from patches to pixels."
     clusters = stream.fit_clusters(stream.sample_tokens(net, [film], settings.sight, frames=16), settings.clusters)
     size, colors = stream.working_size(net, *film.size), cluster_colors(settings.clusters)
-    transform, device = EvalTransform(size), pick_device(settings.sight.device)
+    device = pick_device(settings.sight.device)
     frames = list(frames_in_order(film))
-    batch = stream._batches(iter(frames), len(frames), settings.sight.batch_size, size, device.type == "cuda")
-    batches, kept = list(batch), stream._batches
+    kept, how = stream._batches, (settings.sight.batch_size, size, device.type == "cuda")
+    batches = list(kept(iter(frames), len(frames), *how))
     labels = [found for *_, found in stream.stream_labels(film, net, clusters, settings.sight)]
 
     def see() -> None:
@@ -137,7 +137,7 @@ def actions(film: Source, net: Any, settings: Settings, room: Path) -> dict[str,
         return run
 
     return {
-        "reading alone": lambda: [transform(frame[None]) for _, frame in frames_in_order(film)],
+        "reading alone": lambda: deque(kept(frames_in_order(film), len(frames), *how), 0),
         "seeing alone": see,
         "writing alone": write,
         "in turn": whole("turn", reading=False, writing=False),
