@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,9 +22,10 @@ from timet.backbone import create_backbone
 from timet.core import TimetError
 from timet.data.find import find_sources
 from timet.data.source import frames_in_order, read_mask
-from timet.data.video import read_frames, scan
+from timet.data.video import VideoError, read_frames, scan
 from timet.eval.kmeans import standardize_pca
 from timet.film import parts as room
+from timet.film import stream
 from timet.film.jobs import Settings, plan_jobs, read_note
 from timet.film.movie import PART, aspect_of, join_parts, paint_frame, ticks_of
 from timet.film.stream import (
@@ -417,6 +420,209 @@ def test_masks_go_on_after_a_failure(tmp_path, tiny, film, monkeypatch, stage):
     segment(film, tmp_path / "killed", tiny, **settings)
     first, second = ([b for _, b in snapshot(tmp_path / n).values()] for n in ("quiet", "killed"))
     assert first == second and len(first) == 13
+
+
+@contextmanager
+def in_turn(items, count=1):
+    yield items
+
+
+@pytest.mark.parametrize("form", ["side", "masks"])
+def test_threads_change_no_byte(tmp_path, tiny, monkeypatch, form):
+    path = make_film(tmp_path / "in.mp4", 30)
+    settings = dict(**SMALL, form=form, part=20, batch_size=4, upscale="edges", temporal=0.2)
+    ending = ".mp4" if form == "side" else ""
+    segment(path, tmp_path / f"threads{ending}", tiny, **settings)
+    with monkeypatch.context() as patch:
+        patch.setattr(stream, "ahead", in_turn)
+        patch.setattr(room, "ahead", in_turn)
+        segment(path, tmp_path / f"turns{ending}", tiny, **settings)
+    first, second = (
+        [p.read_bytes() for p in (sorted(out.iterdir()) if out.is_dir() else [out])]
+        for out in (tmp_path / f"threads{ending}", tmp_path / f"turns{ending}")
+    )
+    assert first == second
+
+
+@pytest.mark.parametrize(
+    "place, name, error",
+    [
+        (stream, "frames_in_order", VideoError("a stage failed")),
+        (stream, "run_batches", TimetError("a stage failed")),
+        (stream, "upscale_bilinear", MemoryError("a stage failed")),
+        (room, "paint_frame", RuntimeError("a stage failed")),
+        (room, "write_video", KeyboardInterrupt("a stage failed")),
+        (room, "write_json", OSError("a stage failed")),
+    ],
+)
+def test_what_fails_in_a_thread_is_told_and_all_threads_end(tmp_path, tiny, monkeypatch, place, name, error):
+    film, kept, before = make_film(tmp_path / "in.mp4", 40), getattr(place, name), threading.active_count()
+    segment(film, tmp_path / "quiet.mp4", tiny, **SMALL, part=10, batch_size=2)
+
+    def failing(*args, **options):
+        if name != "write_video":
+            raise error
+        next(iter(args[1]))
+        raise error
+
+    def later(*args, **options):  # a generator: it fails at its fifth item
+        for i, item in enumerate(kept(*args, **options)):
+            if i == 4:
+                raise error
+            yield item
+
+    with monkeypatch.context() as patch, pytest.raises(type(error), match="a stage failed"):
+        patch.setattr(place, name, later if name in ("frames_in_order", "run_batches") else failing)
+        segment(film, tmp_path / "out.mp4", tiny, **SMALL, part=10, batch_size=2)
+    assert threading.active_count() == before
+    assert not list((tmp_path / "out.mp4.parts").rglob("part-00000.json"))
+    assert not list((tmp_path / "out.mp4.parts").rglob(".*"))  # nothing half-written stays
+    segment(film, tmp_path / "out.mp4", tiny, **SMALL, part=10, batch_size=2)
+    assert (tmp_path / "out.mp4").read_bytes() == (tmp_path / "quiet.mp4").read_bytes()
+
+
+def test_the_reader_takes_one_core_and_the_network_all(tmp_path, tiny, monkeypatch):
+    seen, kept = {"read": set(), "network": set()}, stream.EvalTransform.__call__
+    before = torch.get_num_threads()
+
+    class Counting(torch.nn.Module):
+        def __getattr__(self, name):
+            return getattr(tiny, name)
+
+        def tokens(self, images):
+            seen["network"].add(torch.get_num_threads())
+            return tiny.tokens(images)
+
+    def counted(*args):
+        seen["read"].add(torch.get_num_threads())
+        return kept(*args)
+
+    clusters = Clusters(torch.randn(128, 3), torch.zeros(3), 1.0)
+    try:
+        torch.set_num_threads(3)
+        monkeypatch.setattr(stream.EvalTransform, "__call__", counted)
+        labels = stream.stream_labels(
+            find_sources(make_film(tmp_path / "x.mp4", 20))[0],
+            Counting(),
+            clusters,
+            image_size=32,
+            batch_size=2,
+            device="cpu",
+        )
+        with stream.ahead(labels, 2) as streamed:
+            assert len(list(streamed)) == 20
+        assert seen == {"read": {1}, "network": {3}} and torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_what_a_card_is_sent_is_what_the_transform_makes(film, monkeypatch):
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)  # no card here: the same steps on the processor
+    source, size = find_sources(film)[0], (16, 24)
+    here, there = (
+        list(stream._sent(stream._batches(frames_in_order(source), 12, 5, size, card), size, torch.device("cpu")))
+        for card in (False, True)
+    )
+    assert [len(some) for some, _ in here] == [5, 5, 2]
+    for (some, images), (sent, shrunk) in zip(here, there, strict=True):
+        assert torch.equal(images, shrunk)
+        for (i, frame, _), (j, same, shown) in zip(some, sent, strict=True):
+            assert i == j and np.array_equal(frame, same) and np.array_equal(shown.numpy(), frame)
+
+
+def test_labels_of_a_card_are_read_a_batch_later(monkeypatch):
+    order = []
+
+    class Event:
+        def __init__(self, number):
+            self.number = number
+
+        def synchronize(self):
+            order.append(("waited", self.number))
+
+    class OnCard:
+        is_cuda, device = True, "cuda:1"
+
+        def __init__(self, number):
+            self.number = number
+
+        def to(self, where, non_blocking):
+            assert (where, non_blocking) == ("cpu", True)
+            order.append(("sent", self.number))
+            return torch.full((2, 2), self.number)
+
+    events = iter(range(9))
+    monkeypatch.setattr(
+        torch.cuda, "current_stream", lambda device: type("S", (), {"record_event": lambda self: Event(next(events))})()
+    )
+    items = ((i, np.full(1, i), OnCard(i)) for i in range(5))
+    got = [(i, int(frame[0]), int(labels[0, 0])) for i, frame, labels in stream._fetched(items, 2)]
+    assert got == [(i, i, i) for i in range(5)]
+    assert order[:4] == [("sent", 0), ("sent", 1), ("sent", 2), ("waited", 0)] and order[-2:] == [
+        ("waited", 3),
+        ("waited", 4),
+    ]
+
+
+def test_a_slow_disk_does_not_fill_the_memory(tmp_path, tiny, monkeypatch):
+    film, read, most = make_film(tmp_path / "in.mp4", 60), [], []
+    kept, paint = stream.frames_in_order, room.paint_frame
+
+    def counted(*args):
+        for item in kept(*args):
+            read.append(item[0])
+            yield item
+
+    def slow(*args, **options):
+        time.sleep(0.01)
+        painted.append(1)
+        most.append(len(read) - len(painted))
+        return paint(*args, **options)
+
+    painted = []
+    monkeypatch.setattr(stream, "frames_in_order", counted)
+    monkeypatch.setattr(room, "paint_frame", slow)
+    segment(film, tmp_path / "out.mp4", tiny, **SMALL, batch_size=4)
+    assert (
+        len(painted) == 60 and max(most) <= 4 * 4
+    )  # a batch read, a batch waiting, one at the network, one to be written
+
+
+def test_interrupted_by_the_keyboard_and_resumed_is_the_same(tmp_path):
+    path = make_film(tmp_path / "in.mp4", 400)
+    words = [
+        str(path),
+        "--clusters",
+        "3",
+        "--image-size",
+        "32",
+        "--frames",
+        "6",
+        "--part",
+        "20",
+        "--device",
+        "cpu",
+        "--out",
+    ]
+    quiet, stopped = tmp_path / "quiet.mp4", tmp_path / "stopped.mp4"
+    run = subprocess.Popen([sys.executable, "-m", "timet.segment", *words, str(stopped)], stdout=-3, stderr=-3)
+    while run.poll() is None and len(list((tmp_path / "stopped.mp4.parts").rglob("part-*.json"))) < 2:
+        time.sleep(0.01)
+    run.send_signal(signal.SIGINT)
+    assert run.wait(30) != 0 and not stopped.exists()
+    assert not list((tmp_path / "stopped.mp4.parts").rglob(".*"))
+    main([*words, str(stopped)])
+    main([*words, str(quiet)])
+    assert stopped.read_bytes() == quiet.read_bytes()
+
+
+def test_rate_is_told_once_it_means_something(tmp_path, tiny, film, monkeypatch):
+    (quick,) = segment(film, tmp_path / "a.mp4", tiny, **SMALL)
+    monkeypatch.setattr(room, "LEAST", 0)
+    (slow,) = segment(film, tmp_path / "b.mp4", tiny, **SMALL)
+    (again,) = segment(film, tmp_path / "b.mp4", tiny, **SMALL)
+    assert "frames/s" not in str(quick) and str(slow).endswith(f", {slow.rate:.1f} frames/s")
+    assert again == slow and again.rate is None
 
 
 def test_two_processes_make_what_one_makes(tmp_path):

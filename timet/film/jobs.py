@@ -8,7 +8,7 @@ __all__ = ['Settings', 'read_note', 'Job', 'plan_jobs', 'Segmented', 'result_of'
 # %% ../../nbs/film/02_jobs.ipynb #da0ebf97
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -172,20 +172,23 @@ class Segmented:
     shares: tuple[float, ...]  # Share of all pixels of each cluster, 0 to 1
     lost: int  # Damaged frames, for which the one before stands in
     sound: bool | None  # Was it copied? `None`: there was none
+    rate: float | None = field(default=None, compare=False)  # Frames a second; `None`: nothing to say
 
     def __str__(self) -> str:
         left_out = ", SOUND LEFT OUT: this container cannot hold it, take .mkv"
         sound = {True: ", sound copied", False: left_out, None: ""}[self.sound]
         damaged = f", {self.lost} damaged frames repeat the one before" if self.lost else ""
-        return f"{self.path}: {self.frames} frames, {sum(s > 0 for s in self.shares)} clusters{sound}{damaged}"
+        rate = f", {self.rate:.1f} frames/s" if self.rate else ""
+        return f"{self.path}: {self.frames} frames, {sum(s > 0 for s in self.shares)} clusters{sound}{damaged}{rate}"
 
 # %% ../../nbs/film/02_jobs.ipynb #7bb8fcf4
 def result_of(
     job: Job,  # Whose result is whole
+    rate: float | None = None,  # Frames a second, where it has just been made
 ) -> Segmented:
     "Read what a finished job says of itself."
     note, sound = read_note(job.out), None
     if isinstance(job.source, VideoSource) and job.out.is_file():
         with open_video(job.source.path) as before, open_video(str(job.out)) as after:
             sound = bool(after.streams.audio) if before.streams.audio else None
-    return Segmented(job.out, note["frames"], tuple(note["shares"]), note["lost"], sound)
+    return Segmented(job.out, note["frames"], tuple(note["shares"]), note["lost"], sound, rate)

@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'working_size', 'sample_frames', 'sample_tokens', 'Clusters', 'fit_clusters', 'upscale_bilinear',
-           'upscale_edges', 'stream_labels']
+           'upscale_edges', 'ahead', 'stream_labels']
 
 # %% ../../nbs/film/00_stream.ipynb #21f920a4
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import tee
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import safetensors
@@ -22,9 +23,10 @@ import torch
 from einops import rearrange
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.transforms.v2 import functional as VF
 
-from ..core import TimetError, atomic_write, check_shape, progress
-from ..data.clips import EvalTransform
+from ..core import TimetError, atomic_write, check_shape, pick_device, progress
+from ..data.clips import EvalTransform, normalize, one_thread
 from ..data.source import Source, frames_in_order
 from ..eval.kmeans import kmeans
 from ..eval.tokens import Pass, run_batches
@@ -220,7 +222,7 @@ def _box(x: Tensor, radius: int) -> Tensor:
 @torch.inference_mode()
 def upscale_edges(
     maps: Tensor,  # One a cluster, from 0 to 1, on the grid `(k h w)`
-    frame: np.ndarray,  # The frame at the size wanted, RGB uint8 `(H W 3)`
+    frame: np.ndarray | Tensor,  # The frame at the size wanted, RGB uint8 `(H W 3)`
     *,
     radius: int = 1,  # Half a window, patches
     epsilon: float = 1e-3,  # How much contrast counts as an edge: variance of colours from 0 to 1
@@ -232,7 +234,7 @@ def upscale_edges(
     """
     sizes, full = check_shape(maps, "k h w", "maps"), check_shape(frame, "H W 3", "the frame")
     low, radius = (detail * sizes["h"], detail * sizes["w"]), detail * radius
-    picture = rearrange(torch.tensor(frame, device=maps.device).float() / 255, "H W c -> c H W")
+    picture = rearrange(torch.as_tensor(frame).to(maps.device).float() / 255, "H W c -> c H W")
     guide = F.interpolate(picture[None], low, mode="bilinear", antialias=True)[0]
     mean = _box(guide, radius)
     cross = _box(rearrange(guide[:, None] * guide[None], "c e h w -> (c e) h w"), radius)
@@ -254,33 +256,87 @@ def upscale_edges(
     return _best(filtered())
 
 # %% ../../nbs/film/00_stream.ipynb #445a49bb
-def _ahead(items: Iterator[Any]) -> Iterator[Any]:
-    "The same items; the next one is made in a thread while this one is used."
-    with ThreadPoolExecutor(1) as pool:
-        later = pool.submit(next, items, None)
-        while (now := later.result()) is not None:
-            later = pool.submit(next, items, None)
-            yield now
+_T, _END = TypeVar("_T"), object()
+
+
+@contextmanager
+def ahead(
+    items: Generator[_T, None, None],  # Made in a thread, one after the other
+    count: int = 1,  # How many are made before they are asked for
+) -> Iterator[Iterator[_T]]:  # The same items in the same order
+    "Go through items while a thread makes the next ones; when the block ends, so does the thread."
+    with closing(items), ThreadPoolExecutor(1) as pool:
+        later = deque(pool.submit(next, items, _END) for _ in range(count))
+
+        def taken() -> Iterator[_T]:
+            while (now := later.popleft().result()) is not _END:
+                later.append(pool.submit(next, items, _END))
+                yield now
+
+        try:
+            yield taken()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+# %% ../../nbs/film/00_stream.ipynb #b291519c
+_Frames = list[tuple[int, np.ndarray, Any]]  # Number, frame `uint8 (H W 3)`, and the same where the network is
 
 
 def _batches(
-    source: Source, start: int, stop: int, size: tuple[int, int], count: int, lost: list[int]
-) -> Iterator[tuple[list[tuple[int, np.ndarray]], Tensor]]:
-    "Some frames with their numbers, and what the network gets `(b 3 H W)`."
+    flow: Iterator[tuple[int, np.ndarray]], stop: int, count: int, size: tuple[int, int], card: bool
+) -> Iterator[tuple[_Frames, Tensor | None]]:
+    "Some frames at a time, and what the network gets `(b 3 H W)`; for a card only pinned frames."
     transform, some = EvalTransform(size), []
-    for item in frames_in_order(source, start, stop, lost):
-        some.append(item)
-        if len(some) == count or item[0] == stop - 1:
-            yield some, torch.cat([transform(frame[None]) for _, frame in some])
+    for number, frame in flow:
+        some.append((number, frame, torch.from_numpy(frame).pin_memory() if card else frame))
+        if len(some) == count or number == stop - 1:
+            with one_thread():
+                images = None if card else torch.cat([transform(frame[None]) for _, frame, _ in some])
+            yield some, images
             some = []
 
-# %% ../../nbs/film/00_stream.ipynb #e1e8e143
-def _average(window: Sequence[tuple[int, np.ndarray, Tensor]], now: int, starts: np.ndarray, reach: float) -> Tensor:
+
+def _sent(batches: Iterable[tuple[_Frames, Tensor | None]], size: tuple[int, int], device: torch.device) -> Iterator:
+    "The same, with frames and what the network gets on its way to a card."
+    for some, images in batches:
+        if images is None:
+            some = [(i, frame, pinned.to(device, non_blocking=True)) for i, frame, pinned in some]
+            small = [VF.resize(rearrange(x, "H W c -> c H W"), list(size), antialias=True) for *_, x in some]
+            images = normalize(torch.stack(small))
+        yield some, images
+
+# %% ../../nbs/film/00_stream.ipynb #78b7cb05
+def _fetched(items: Iterable[tuple[int, np.ndarray, Tensor]], lag: int) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    "Labels as arrays; those of a card are read `lag` frames after they were sent."
+    waiting: deque[tuple[int, np.ndarray, Tensor, Any]] = deque()
+
+    def arrived() -> tuple[int, np.ndarray, np.ndarray]:
+        number, frame, labels, there = waiting.popleft()
+        if there is not None:
+            there.synchronize()
+        return number, frame, labels.cpu().numpy()
+
+    for number, frame, labels in items:
+        there = None
+        if labels.is_cuda:
+            stream, labels = torch.cuda.current_stream(labels.device), labels.to("cpu", non_blocking=True)
+            there = stream.record_event()
+        waiting.append((number, frame, labels, there))
+        if there is None or len(waiting) > lag:
+            yield arrived()
+    while waiting:
+        yield arrived()
+
+# %% ../../nbs/film/00_stream.ipynb #8e170851
+_Window = deque[tuple[int, np.ndarray, Any, Tensor]]  # Number, frame, the same where the network is, maps
+
+
+def _average(window: _Window, now: int, starts: np.ndarray, reach: float) -> Tensor:
     "The maps around frame `now`, weighted by a triangle in time."
     weights = [
         1.0 if i == now else max(1 - abs(starts[i] - starts[now]) / reach, 0.0) if reach else 0.0 for i, *_ in window
     ]
-    return sum(w * maps for w, (_, _, maps) in zip(weights, window) if w) / sum(weights)
+    return sum(w * maps for w, (*_, maps) in zip(weights, window) if w) / sum(weights)
 
 # %% ../../nbs/film/00_stream.ipynb #75ef1e65
 def stream_labels(
@@ -300,31 +356,35 @@ def stream_labels(
     """
     sight, starts, damaged = adjust(sight, changes), source.starts, []
     reach, how = sight.temporal, Pass(sight.device, sight.precision, sight.batch_size)
-    stop = len(starts) if stop is None else stop
+    stop, device = len(starts) if stop is None else stop, pick_device(sight.device)
     size = working_size(backbone, *source.size, image_size=sight.image_size, grid=sight.grid)
-    cells, dtype = backbone.grid(*size), np.uint8 if clusters.k <= 256 else np.int32
+    cells, dtype = backbone.grid(*size), torch.uint8 if clusters.k <= 256 else torch.int32
     first = int(np.searchsorted(starts, starts[start] - reach))
     last = int(np.searchsorted(starts, starts[stop - 1] + reach, side="right"))
-    window: deque[tuple[int, np.ndarray, Tensor]] = deque()
-    now = start
+    window, now = _Window(), start
 
-    def ready(until: float) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    def ready(until: float) -> Iterator[tuple[int, np.ndarray, Tensor]]:
         nonlocal now
         while now < stop and starts[now] + reach < until:
             while starts[window[0][0]] < starts[now] - reach:
                 window.popleft()
-            frame = next(f for i, f, _ in window if i == now)
+            frame, shown = next((frame, shown) for i, frame, shown, _ in window if i == now)
             maps = _average(window, now, starts, reach)
-            best = upscale_edges(maps, frame) if sight.upscale == "edges" else upscale_bilinear(maps, frame.shape[:2])
-            yield now, frame, best.cpu().numpy().astype(dtype)
+            best = upscale_edges(maps, shown) if sight.upscale == "edges" else upscale_bilinear(maps, frame.shape[:2])
+            yield now, frame, best.to(dtype)
             now += 1
 
-    some, images = tee(_ahead(_batches(source, first, last, size, sight.batch_size, damaged)))
-    all_tokens = run_batches(backbone, (pixels for _, pixels in images), how)
-    for (frames, _), tokens in zip(some, all_tokens):
-        for (number, frame), its in zip(frames, clusters.maps(tokens, cells)):
-            yield from ready(starts[number])
-            window.append((number, frame, its))
-    yield from ready(np.inf)
+    def seen(batches: Iterator[tuple[_Frames, Tensor | None]]) -> Iterator[tuple[int, np.ndarray, Tensor]]:
+        some, images = tee(_sent(batches, size, device))
+        for (frames, _), tokens in zip(some, run_batches(backbone, (pixels for _, pixels in images), how)):
+            for (number, frame, shown), its in zip(frames, clusters.maps(tokens, cells)):
+                yield from ready(starts[number])
+                window.append((number, frame, shown, its))
+        yield from ready(np.inf)
+
+    flow = frames_in_order(source, first, last, damaged)
+    torch.get_num_threads()  # fixes how many this thread uses, before the reader's own `one_thread` counts for new ones
+    with ahead(_batches(flow, last, sight.batch_size, size, device.type == "cuda")) as batches:
+        yield from _fetched(seen(batches), sight.batch_size)
     if lost is not None:
         lost += [i for i in damaged if start <= i < stop]
