@@ -50,6 +50,15 @@ def run_command(
         if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
             print(f"{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
         raise SystemExit(130) from None
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, without loading it
+            raise
+        reason = str(error).split(". ")[0]
+        print(
+            f"{prog}: the card's memory is full ({reason}); take smaller batches, images or a smaller network",
+            file=sys.stderr,
+        )
+        raise SystemExit(2) from None
     except BrokenPipeError:  # `| head` has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(141) from None
