@@ -27,8 +27,9 @@ from torch import Tensor
 
 from timet.backbone import create_backbone
 from timet.core import samples_dir, seed_everything
-from timet.data.clips import ClipAugment, ClipDataset, make_loader
+from timet.data.clips import ClipAugment
 from timet.data.find import find_sources
+from timet.data.loader import ClipDataset, make_loader
 from timet.feature_forwarder import forward_maps
 from timet.loss import TimeT, parameter_groups
 from timet.sinkhorn import sinkhorn

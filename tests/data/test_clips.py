@@ -1,17 +1,11 @@
 """Sampling, augmentation and loaders: against plain loops, against torchvision, and against their own promises."""
 
 import math
-import os
-import signal
 from collections import Counter
-from fractions import Fraction
-from pathlib import Path
 
-import av
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from torchvision.transforms.v2 import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
@@ -20,19 +14,14 @@ from timet.data.clips import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     ClipAugment,
-    ClipDataset,
     ClipPlan,
     EvalTransform,
     blur,
     clip_index,
     denormalize,
-    make_loader,
     normalize,
     turn_hue,
 )
-from timet.data.find import find_sources
-from timet.data.source import FolderSource
-from timet.data.video import VideoError, take_fresh_scans
 
 
 def rng(seed=0) -> np.random.Generator:
@@ -133,8 +122,44 @@ def test_own_hue_and_blur_are_torchvisions():
         torch.testing.assert_close(turn_hue(x, turn), F.adjust_hue(x, turn), atol=2e-5, rtol=0)
     for sigma in (0.2, 0.7, 1.3, 2.0):
         size = 2 * math.ceil(3 * sigma) + 1
-        torch.testing.assert_close(blur(x, sigma), F.gaussian_blur(x, [size] * 2, [sigma] * 2), atol=1e-5, rtol=0)
-    assert blur(torch.rand(3, 1, 1), 2.0).shape == (3, 1, 1)
+        for products in (False, True):
+            out = blur(x[None], [sigma], products)[0]
+            torch.testing.assert_close(out, F.gaussian_blur(x, [size] * 2, [sigma] * 2), atol=1e-5, rtol=0)
+    assert blur(torch.rand(1, 2, 3, 1, 1), [2.0]).shape == (1, 2, 3, 1, 1)
+
+
+def test_every_clip_of_a_batch_has_its_own_blur():
+    x, sigmas = torch.rand(3, 2, 3, 20, 26, generator=torch.Generator().manual_seed(0)), [0.3, 2.1, 0.9]
+    alone = torch.cat([blur(clip[None], [sigma]) for clip, sigma in zip(x, sigmas)])
+    for products in (False, True):
+        torch.testing.assert_close(blur(x, sigmas, products), alone, atol=1e-6, rtol=0)
+
+
+def test_a_batch_is_painted_as_its_clips_are():
+    augment, frames = ClipAugment((20, 28)), [noise(3, seed=s) for s in range(24)]
+    plans = [augment.draw(40, 60, rng(s)) for s in range(24)]
+    cuts = torch.stack([augment.cut(p, f, (40, 60)) for p, f in zip(plans, frames)])
+    assert cuts.dtype == torch.uint8
+    alone = torch.stack([augment.apply(p, f) for p, f in zip(plans, frames)])
+    torch.testing.assert_close(augment.paint(cuts, plans), alone, atol=1e-5, rtol=0)
+    kinds = {name for p in plans for name, _ in p.jitter}
+    assert len(kinds) == 4 and any(p.grey for p in plans) and any(not p.jitter for p in plans)
+
+
+def test_painting_is_what_torchvision_does_one_after_the_other():
+    augment = ClipAugment((20, 28))
+    for seed in range(30):
+        plan, frames = augment.draw(40, 60, rng(seed)), noise(2, seed=seed)
+        x = augment.cut(plan, frames, (40, 60)) / 255
+        for name, amount in plan.jitter:
+            x = getattr(F, f"adjust_{name}")(x, amount)
+        x = F.rgb_to_grayscale(x, num_output_channels=3) if plan.grey else x
+        sigma = plan.sigma * math.sqrt(20 * 28 / (plan.box[2] * plan.box[3]))
+        if sigma > 0.1:
+            x = F.gaussian_blur(x, [2 * math.ceil(3 * sigma) + 1] * 2, [sigma] * 2)
+        torch.testing.assert_close(
+            augment.apply(plan, frames), normalize(x), atol=4e-4, rtol=0
+        )  # a tenth of a grey level: 0.0017
 
 
 # augmentation
@@ -274,206 +299,3 @@ def test_eval_transform_squashes():
     assert clip.shape == (2, 3, 16, 32) and clip.is_contiguous()
     np.testing.assert_array_equal(ids.numpy(), masks)
     assert EvalTransform(16)(frames, masks)[1].shape == (2, 16, 16)
-
-
-# data sets and loaders
-
-
-@pytest.fixture(scope="module")
-def sources(tmp_path_factory):
-    "Five videos and five folders of frames, all different."
-    root = tmp_path_factory.mktemp("clips")
-    for k in range(5):
-        with av.open(str(root / f"v{k}.mp4"), "w") as out:
-            stream = out.add_stream("libx264", rate=24, options={"threads": "1", "preset": "ultrafast"})
-            stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
-            stream.codec_context.time_base = Fraction(1, 24)
-            for n in range(30 + k):
-                frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 20 * k + 4 * n, dtype=np.uint8), "rgb24")
-                frame.pts, frame.time_base = n, Fraction(1, 24)
-                out.mux(stream.encode(frame))
-            out.mux(stream.encode())
-        (root / f"f{k}").mkdir()
-        for n in range(3 + 10 * k):
-            Image.fromarray(np.full((30, 40, 3), 20 * k + 3 * n, dtype=np.uint8)).save(root / f"f{k}" / f"{n}.png")
-    return find_sources(root)
-
-
-def batches(dataset, **kwargs) -> list[dict]:
-    return list(make_loader(dataset, **kwargs))
-
-
-def same(a: list[dict], b: list[dict]) -> None:
-    assert len(a) == len(b)
-    for x, y in zip(a, b):
-        assert torch.equal(x["clip"], y["clip"]) and torch.equal(x["index"], y["index"]) and x["bad"] == y["bad"]
-
-
-def test_workers_change_nothing(sources):
-    dataset = ClipDataset(sources, transform=ClipAugment(16), delta_t=0.2, seed=3)
-    alone = batches(dataset, batch_size=3, epoch=4)
-    assert len(alone) == 3 and alone[0]["clip"].shape == (3, 4, 3, 16, 16) and alone[0]["clip"].dtype == torch.float32
-    same(alone, batches(dataset, batch_size=3, epoch=4))
-    same(alone, batches(dataset, batch_size=3, epoch=4, num_workers=2))
-    same(
-        alone,
-        batches(
-            ClipDataset(sources, transform=ClipAugment(16), delta_t=0.2, seed=3, cache_mb=50), batch_size=3, epoch=4
-        ),
-    )
-    for other in (dict(epoch=5), dict(epoch=4, shuffle=False)):
-        assert not torch.equal(alone[0]["clip"], batches(dataset, batch_size=3, **other)[0]["clip"])
-
-
-def test_a_resumed_epoch_goes_on_where_it_was(sources):
-    dataset = ClipDataset(sources, transform=ClipAugment(16))
-    whole = batches(dataset, batch_size=2, epoch=1)
-    for step in range(6):
-        loader = make_loader(dataset, batch_size=2, epoch=1, start_step=step)
-        assert len(loader) == 5 - step
-        same(whole[step:], list(loader))
-    same(whole[3:], batches(dataset, batch_size=2, epoch=1, start_step=3, num_workers=2))
-
-
-def test_ranks_share_the_global_batch(sources):
-    dataset = ClipDataset(sources, transform=EvalTransform(8))
-    whole = batches(dataset, batch_size=4)
-    ranks = [batches(dataset, batch_size=2, rank=r, world_size=2) for r in (0, 1)]
-    for i, batch in enumerate(whole):
-        assert torch.equal(batch["clip"], torch.cat([ranks[0][i]["clip"], ranks[1][i]["clip"]]))
-
-
-def test_the_last_batch(sources):
-    dataset = ClipDataset(sources, transform=EvalTransform(8))
-    assert [len(b["clip"]) for b in batches(dataset, batch_size=4)] == [4, 4]
-    kept = batches(dataset, batch_size=4, drop_last=False)
-    assert [len(b["clip"]) for b in kept] == [4, 4, 2]
-    assert sorted(torch.cat([b["index"] for b in kept]).tolist()) == list(range(10))
-    ranks = [batches(dataset, batch_size=2, drop_last=False, rank=r, world_size=3) for r in range(3)]
-    assert [[len(b["clip"]) for b in rank] for rank in ranks] == [[2, 2]] * 3
-    assert set(torch.cat([b["index"] for rank in ranks for b in rank]).tolist()) == set(range(10))
-    tiny = ClipDataset(sources[:1], transform=EvalTransform(8))
-    assert [len(batches(tiny, batch_size=4, drop_last=False, rank=r, world_size=3)) for r in range(3)] == [1, 1, 1]
-
-
-def test_each_source_comes_once_an_epoch_and_repeats_differ(sources):
-    dataset = ClipDataset(sources, transform=EvalTransform(8), delta_t=0.1, repeats=3)
-    assert len(dataset) == 30
-    index = torch.cat([b["index"] for b in batches(dataset, batch_size=5)])
-    assert Counter(index.tolist()) == Counter({i: 3 for i in range(10)})
-    assert not torch.equal(dataset[9]["clip"], dataset[19]["clip"])
-    orders = [tuple(torch.cat([b["index"] for b in batches(dataset, batch_size=5, epoch=e)]).tolist()) for e in (0, 1)]
-    assert orders[0] != orders[1]
-
-
-def test_the_global_generators_are_left_alone(sources):
-    dataset = ClipDataset(sources, transform=ClipAugment(8))
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()[1].copy()
-    batches(dataset, batch_size=4, num_workers=1)
-    batches(dataset, batch_size=4)
-    assert torch.equal(torch.get_rng_state(), state) and (np.random.get_state()[1] == numpy_state).all()
-    assert torch.get_num_threads() >= 1
-
-
-def test_bad_files_are_replaced_and_named(sources, tmp_path):
-    (tmp_path / "text.mp4").write_text("hello")
-    (tmp_path / "empty.mp4").touch()
-    broken = find_sources(tmp_path)
-    dataset = ClipDataset([*broken, *sources[:4]], transform=ClipAugment(8))
-    for epoch in range(3):
-        alone = batches(dataset, batch_size=2, epoch=epoch)
-        same(alone, batches(dataset, batch_size=2, epoch=epoch, num_workers=2))
-        same(alone, batches(dataset, batch_size=2, epoch=epoch))
-        named = Counter(name for b in alone for name, _ in b["bad"])
-        assert set(named) == {"text", "empty"}
-        assert all(int(i) >= 2 for b in alone for i in b["index"])
-        assert all("\n" not in reason for b in alone for _, reason in b["bad"])
-
-
-def test_nothing_usable_stops_with_one_sentence(sources, tmp_path):
-    for n in range(3):
-        (tmp_path / f"{n}.mp4").write_text("hello")
-    dataset = ClipDataset(find_sources(tmp_path), transform=ClipAugment(8))
-    for workers in (0, 1):
-        with pytest.raises(TimetError, match="none of the 3 clips tried of 3 can be read; the first: ") as caught:
-            batches(dataset, batch_size=1, num_workers=workers)
-        assert "\n" not in str(caught.value)
-
-
-def test_the_cache_keeps_what_fits(sources):
-    dataset = ClipDataset(sources, transform=ClipAugment(8), cache_mb=1.5)  # 150 kB each: small folders only
-    kept = dataset.preload()
-    assert 0 < kept < 10 and all(x.nbytes <= 150_000 for x in dataset.cache.values())
-    assert ClipDataset(sources, transform=ClipAugment(8)).preload() == 0
-    import pickle
-
-    assert pickle.loads(pickle.dumps(dataset)).cache == {}
-
-
-def test_workers_bring_their_scans_home(sources, tmp_path):
-    if not hasattr(os, "fork"):
-        pytest.skip("needs fork")
-    fresh = tmp_path / "new.mp4"
-    fresh.write_bytes(Path(sources[-1].path).read_bytes())
-    dataset = ClipDataset(find_sources(fresh), transform=EvalTransform(8))
-    from timet.data import video
-
-    take_fresh_scans()
-    assert not any(key[0] == str(fresh) for key in video._scans)
-    (batch,) = batches(dataset, batch_size=1, num_workers=1)
-    assert set(batch) == {"clip", "index", "bad"}
-    assert any(key[0] == str(fresh) for key in video._scans)
-
-
-class _Deadly(FolderSource):
-    def frames(self, index):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-
-def test_a_killed_worker_is_one_sentence(sources):
-    folder = next(s for s in sources if isinstance(s, FolderSource))
-    dataset = ClipDataset([_Deadly("x", folder.path)], transform=EvalTransform(8))
-    with pytest.raises(TimetError, match="loader worker died"):
-        batches(dataset, batch_size=1, num_workers=1)
-
-
-@pytest.mark.parametrize(
-    "call, words",
-    [
-        (lambda s: ClipDataset([], transform=EvalTransform(8)), "no sources"),
-        (lambda s: ClipDataset(s, transform=EvalTransform(8), seed=-1), "seed"),
-        (lambda s: ClipDataset(s, transform=EvalTransform(8), delta_t=0), "above 0"),
-        (lambda s: ClipDataset(s, transform=EvalTransform(8), sampling="x"), "regular or uniform"),
-        (lambda s: ClipDataset(s, transform=EvalTransform(8), num_frames=0), "at least 1 frame"),
-        (lambda s: make_loader(ClipDataset(s, transform=EvalTransform(8)), batch_size=0), "batch_size"),
-        (lambda s: make_loader(ClipDataset(s, transform=EvalTransform(8)), batch_size=11), "cannot be filled from 10"),
-        (lambda s: make_loader(ClipDataset(s, transform=EvalTransform(8)), batch_size=4, start_step=3), "0 to 2"),
-        (lambda s: make_loader(ClipDataset(s, transform=EvalTransform(8)), batch_size=4, rank=1), "rank below"),
-        (
-            lambda s: make_loader(ClipDataset(s, transform=EvalTransform(8)), batch_size=4, num_workers=-1),
-            "num_workers",
-        ),
-    ],
-)
-def test_wrong_settings(sources, call, words):
-    with pytest.raises(TimetError, match=words):
-        call(sources)
-
-
-def test_mistakes_in_the_code_are_not_taken_for_bad_files(sources):
-    def transform(frames, rng):
-        raise ZeroDivisionError
-
-    with pytest.raises(ZeroDivisionError):
-        batches(ClipDataset(sources, transform=transform), batch_size=1)
-    with pytest.raises(VideoError):
-        sources[0].masks([0])
-
-
-def test_real_clips(real_clips):
-    for name, step in (("davis16", {12}), ("videos", {10, 12, 13, 15})):
-        found = find_sources(real_clips / name)
-        for source in found:
-            assert set(np.diff(clip_index(source.starts, 4, rng=rng(0))).tolist()) <= step
-        batch = batches(ClipDataset(found, transform=ClipAugment(64)), batch_size=2)[0]
-        assert batch["clip"].shape == (2, 4, 3, 64, 64) and batch["bad"] == []

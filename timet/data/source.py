@@ -9,6 +9,7 @@ __all__ = ['IGNORE', 'MASKS', 'IMAGES', 'VIDEOS', 'DEFAULT_FPS', 'read_image', '
 # %% ../../nbs/data/01_source.ipynb #8e74580e
 import os
 import re
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
@@ -24,12 +25,13 @@ from .video import VideoError, VideoInfo, check_file, film_frames, read_frames, 
 
 # %% ../../nbs/data/01_source.ipynb #0029f2d0
 @contextmanager
-def _opened(path: str | Path) -> Iterator[Image.Image]:
-    "A picture opened with Pillow, its faults turned into one sentence."
+def _opened(path: str | Path, load: bool = True) -> Iterator[Image.Image]:
+    "A picture opened with Pillow, with its pixels or its header alone, its faults turned into one sentence."
     check_file(path, "a picture")
     try:
         with Image.open(path) as picture:
-            picture.load()
+            if load:
+                picture.load()
             yield picture
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         if isinstance(error, TimetError):
@@ -37,11 +39,25 @@ def _opened(path: str | Path) -> Iterator[Image.Image]:
         reason = "no picture of a known kind" if isinstance(error, Image.UnidentifiedImageError) else str(error)
         raise VideoError(f"{path} cannot be read as a picture ({reason}); fetch it again or leave it out") from None
 
+# %% ../../nbs/data/01_source.ipynb #977f327c
+def _decode_jpeg(path: str | Path) -> np.ndarray | None:
+    "The pixels of a plain JPEG by torchvision, RGB uint8 `(h w 3)`; `None` where it cannot."
+    from torch import frombuffer, uint8
+    from torchvision.io import ImageReadMode, decode_jpeg
+
+    try:
+        found = decode_jpeg(frombuffer(bytearray(Path(path).read_bytes()), dtype=uint8), mode=ImageReadMode.RGB)
+    except RuntimeError:
+        return None
+    return found.permute(1, 2, 0).numpy()
+
 # %% ../../nbs/data/01_source.ipynb #6f7e4bdf
 def _pixels(path: str | Path) -> np.ndarray:
     "The RGB pixels of a picture; not to be written to."
-    with _opened(path) as picture:
-        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+    with _opened(path, load=False) as picture:
+        plain = picture.format == "JPEG" and picture.mode == "RGB"
+        pixels = _decode_jpeg(path) if plain and "torch" in sys.modules else None
+        return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB")) if pixels is None else pixels
 
 
 def read_image(
@@ -314,7 +330,8 @@ class FolderSource(Source):
 
     @cached_property
     def size(self) -> tuple[int, int]:
-        return _pixels(self.file_of(0)).shape[:2]
+        with _opened(self.file_of(0), load=False) as picture:
+            return picture.height, picture.width
 
     def frames(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
         wanted = self._checked(index).tolist()
