@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.ndimage import gaussian_filter
 
-from timet.backbone import create_backbone
+from timet.backbone import create_backbone, stem
 from timet.core import TimetError
 from timet.eval import foreground as room
 from timet.eval.attention import WithAttention, attention_masks, class_attention
@@ -30,7 +30,7 @@ def test_attention_is_that_of_the_last_block(tiny):
     found = class_attention(tiny, images)
     model = tiny.model
     with torch.no_grad():
-        x = tiny._stem(images)
+        x = stem(tiny.model, tiny.converted(images))
         for block in list(model.blocks)[:-1]:
             x = block(x)
         x = model.blocks[-1].norm1(x)

@@ -11,6 +11,7 @@ from timet.core import TimetError
 from timet.data.clips import EvalTransform, normalize
 from timet.data.images import Images, image_file
 from timet.eval.tokens import Clips, Extraction, Pass, Tokens, as_float, extract_tokens, read_masks, run_batches
+from timet.run.loop import Later
 from timet.run.processes import this_shard
 
 
@@ -235,8 +236,19 @@ def card(monkeypatch):
     "The order of things on a card: nothing is pinned, and copies are done at once."
     log = []
     monkeypatch.setattr(room, "pick_device", lambda device="auto": Slow)
-    monkeypatch.setattr(room, "_sent", lambda x, device: x)
-    monkeypatch.setattr(room, "_later", lambda x: log.append("begun") or (lambda: log.append("waited") or x.numpy()))
+    monkeypatch.setattr("timet.data.clips.send", lambda x, device: x)
+    monkeypatch.setattr(room, "keep_exact", lambda precision: None)
+
+    class Noted(Later):
+        def __init__(self, **numbers):
+            super().__init__(**numbers)
+            log.append("begun")
+
+        def read(self):
+            log.append("waited")
+            return super().read()
+
+    monkeypatch.setattr(room, "Later", Noted)
     real = torch.empty
     monkeypatch.setattr(torch, "empty", lambda *a, pin_memory=False, **k: real(*a, **k))
     return log
@@ -277,7 +289,7 @@ def test_a_card_gives_the_same_arrays(images, monkeypatch, request):
 
 @pytest.mark.parametrize("workers, said", [(None, 16), (0, 1), (1, 1), (40, 40)])
 def test_a_card_has_as_many_reading_threads_as_cores(card, monkeypatch, workers, said):
-    monkeypatch.setattr(room.os, "sched_getaffinity", lambda pid: range(16), raising=False)
+    monkeypatch.setattr("os.sched_getaffinity", lambda pid: range(16), raising=False)
     assert room._threads(Pass(workers=workers)) == said
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
     assert room._threads(Pass()) == 8

@@ -7,7 +7,6 @@ __all__ = ['Size', 'Jobs', 'STORES', 'Allocate', 'Tokens', 'resize_labels', 'Cli
            'as_float', 'Extraction', 'read_masks', 'read_tokens', 'said_of', 'extract_tokens']
 
 # %% ../../nbs/eval/02_tokens.ipynb #b7fe5975
-import os
 import zlib
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -23,11 +22,13 @@ import tyro
 from einops import rearrange
 from tyro.constructors import PrimitiveConstructorSpec
 
-from ..core import TimetError, check_shape, pick_device, pick_precision, progress
+from ..core import TimetError, check_shape, keep_exact, pick_device, pick_precision, progress
 from ..data.find import Sources
 from ..data.images import Images
 from ..data.source import Source
 from ..run.check import Count, Natural, Positive, Words, adjust
+from ..run.loop import Later
+from ..run.processes import usable_cores
 
 if TYPE_CHECKING:
     import torch
@@ -171,51 +172,27 @@ class Pass:
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", str(self.device))
 
-# %% ../../nbs/eval/02_tokens.ipynb #7eef41a5
-def _sent(x: "Tensor", device: "torch.device") -> "Tensor":
-    "A tensor on the device; a card fetches it itself, and nobody waits."
-    if device.type != "cuda" or x.device.type != "cpu":
-        return x.to(device)
-    return (x if x.is_pinned() else x.pin_memory()).to(device, non_blocking=True)
-
-# %% ../../nbs/eval/02_tokens.ipynb #c568cb20
-def _later(x: "Tensor") -> Callable[[], np.ndarray]:
-    "Begin to copy a tensor to the CPU; the function that is returned waits for this copy, and for nothing else."
-    import torch
-
-    if x.device.type != "cuda":
-        return lambda: x.cpu().numpy()
-    there = torch.empty(x.shape, dtype=x.dtype, pin_memory=True)
-    there.copy_(x, non_blocking=True)
-    copied = torch.cuda.current_stream(x.device).record_event()
-
-    def wait() -> np.ndarray:
-        copied.synchronize()
-        return there.numpy()
-
-    return wait
-
 # %% ../../nbs/eval/02_tokens.ipynb #5e216a5c
-def _through(backbone: Any, settings: Pass) -> "Callable[[Tensor], tuple[Tensor, Callable[[], np.ndarray]]]":
-    "A function from images `(b 3 H W)` to their tokens, and to the answer which images are well, to be asked for later."
+def _through(backbone: Any, settings: Pass) -> "Callable[[Tensor], tuple[Tensor, Later]]":
+    "A function from images `(b 3 H W)` to their tokens, and to which images are good, to be read later."
     import torch
 
-    from timet.data.clips import IMAGENET_MEAN, IMAGENET_STD
+    from timet.data.clips import normalize, send
 
     device = pick_device(settings.device)
-    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[pick_precision(settings.precision, device)]
-    # once, for all batches: `normalize` sends them anew each time
-    mean, std = _sent(torch.tensor([IMAGENET_MEAN, IMAGENET_STD])[..., None, None], device)
+    precision = pick_precision(settings.precision, device)
+    dtype = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    if device.type == "cuda":
+        keep_exact(precision)
 
-    def run(images: "Tensor") -> "tuple[Tensor, Callable[[], np.ndarray]]":
+    def run(images: "Tensor") -> "tuple[Tensor, Later]":
         parts = []
         with torch.inference_mode(), torch.autocast(device.type, dtype, enabled=dtype is not None):
             for part in images.split(settings.batch_size):
-                x = _sent(part, device)
-                x = (x / 255).sub_(mean).div_(std) if x.dtype == torch.uint8 else x
-                parts.append(backbone.tokens(x).float())
+                x = send(part, device)
+                parts.append(backbone.tokens(normalize(x) if x.dtype == torch.uint8 else x).float())
             tokens = torch.cat(parts)
-            return tokens, _later(tokens.isfinite().flatten(1).all(1))
+            return tokens, Later(good=tokens.isfinite().flatten(1).all(1))
 
     return run
 
@@ -245,7 +222,7 @@ def run_batches(
         nonlocal done
         while len(waiting) > ahead:
             tokens, answer = waiting.popleft()
-            good = answer()
+            good = answer.read()["good"].numpy()
             if not good.all():
                 raise TimetError(
                     f"the tokens of {name(done + int(good.argmin()))} are not finite; "
@@ -268,9 +245,7 @@ def _threads(settings: Pass) -> int:
     "How many threads read."
     if settings.workers is not None:
         return max(settings.workers, 1)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    mine = cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))  # the processes of a machine share its cores
-    return max(mine, 4) if pick_device(settings.device).type == "cuda" else 4
+    return max(usable_cores(), 4) if pick_device(settings.device).type == "cuda" else 4
 
 # %% ../../nbs/eval/02_tokens.ipynb #53e39acf
 def _groups(count: int, size: int, shard: tuple[int, int]) -> list[range]:
@@ -324,8 +299,8 @@ def _stored(tokens: "Tensor", store: str) -> Callable[[], np.ndarray]:
     "What is kept of float32 tokens, once it has come from the device."
     import torch
 
-    come = _later(tokens if store == "fp32" else tokens.bfloat16().view(torch.int16))
-    return lambda: come().view(STORES[store])
+    come = Later(tokens=tokens if store == "fp32" else tokens.bfloat16().view(torch.int16))
+    return lambda: come.read()["tokens"].numpy().view(STORES[store])
 
 # %% ../../nbs/eval/02_tokens.ipynb #4a467ec3
 @dataclass(frozen=True)

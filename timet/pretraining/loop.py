@@ -19,7 +19,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 
 from ..backbone import create_backbone
-from ..core import TimetError, pick_device, pick_precision, seed_everything
+from ..core import TimetError, keep_exact, pick_device, pick_precision, seed_everything
 from .config import PretrainConfig, load_config
 from .distill import Distiller, MultiCrop, embed
 from .photos import Photos
@@ -73,6 +73,8 @@ def start_pretraining(
         )
     device = pick_device(config.device)
     precision = pick_precision(config.precision, device)
+    if device.type == "cuda":
+        keep_exact(precision)
     seed_everything(config.seed)
     student, teacher = (create_backbone(config.backbone, weights="none", tuned_blocks="all") for _ in range(2))
     for size in (config.image_size, config.local_size):
@@ -261,13 +263,14 @@ def fit(
         run.seconds = before + time.monotonic() - clock
         return latest, due or run.step == first + 1, stop
 
-    def tell(numbers: dict[str, Any], rate: float) -> None:
+    def tell(numbers: dict[str, Any], rate: float) -> float:
         record = {"step": run.step, "epoch": run.step // run.steps_per_epoch, **_finite(run.step, numbers)}
         record["seconds"] = round(run.seconds, 1)
         if log:
             log.write(record)
         if on_step:
             on_step(record)
+        return record["loss"]
 
     def save() -> None:
         _finite(run.step, latest)
