@@ -49,6 +49,7 @@ def neighborhood(
 def strongest(
     weights: Tensor,  # Anything that can be ordered; `-inf` never counts `(... m)`
     topk: int | None,  # How many to keep, from 1; `None` keeps all
+    scratch: bool = False,  # May the weights be overwritten?
 ) -> tuple[Tensor, Tensor | None]:  # The kept weights and where they stood `(... topk)`; no places where all are kept
     """The largest `topk` of every row; of equals at the cut, those that stand first.
 
@@ -60,7 +61,7 @@ def strongest(
         value, index = weights.sort(dim=-1, descending=True, stable=True)
         return value[..., :topk], index[..., :topk]
     # torch.topk leaves open which of several equals it takes, and takes others on another device; `max` takes the first
-    left, found = weights.clone(), []
+    left, found = weights if scratch else weights.clone(), []
     for _ in range(topk):
         found.append(left.max(-1, keepdim=True))
         left.scatter_(-1, found[-1].indices, -math.inf)
@@ -77,9 +78,9 @@ def _weigh(
     outside = rearrange(outside, "g i m -> g i 1 m")
     if order == "listing1":
         shares = logits.flatten(-2).softmax(-1).unflatten(-1, logits.shape[-2:])
-        return strongest(shares.masked_fill_(outside, 0.0).flatten(-2), topk)
+        return strongest(shares.masked_fill_(outside, 0.0).flatten(-2), topk, scratch=True)
     logits.masked_fill_(outside, -math.inf if order == "mask_first" else 0.0)
-    kept, index = strongest(logits.flatten(-2), topk)
+    kept, index = strongest(logits.flatten(-2), topk, scratch=True)
     return kept.softmax(-1), index
 
 # %% ../nbs/03_feature_forwarder.ipynb #bb54b4dd
@@ -209,11 +210,16 @@ def _forward_frame(
     tokens_of, maps_of = unit.flatten(0, 2), done.flatten(0, 2)
     cost = 4 * s * tiles.around.shape[1] * (d + 2 * i + (k if settings.topk is None else 0))
     parts = []
-    for pair in torch.arange(b * g, device=unit.device).split(max(1, CHUNK_BYTES.get(unit.device.type, 2**29) // cost)):
+    pairs, many = torch.arange(b * g, device=unit.device), max(1, CHUNK_BYTES.get(unit.device.type, 2**29) // cost)
+    for start in range(0, b * g, many):
+        pair, clips = pairs[start : start + many], slice(start, start + many)
         first, tile = pair // g * t, pair % g
         source = ((first[:, None] + frames)[:, :, None] * n + tiles.around[tile][:, None]).flatten(1)
-        target = (first + j)[:, None] * n + tiles.targets[tile]
-        logits = similarity(tokens_of[target], tokens_of[source], settings.temperature).unflatten(-1, (s, -1))
+        if g == 1 and s == j:  # whole frames, and all that came before: they lie there as they are
+            near, far = unit[clips, j], unit[clips, :j].flatten(1, 2)
+        else:
+            near, far = tokens_of[(first + j)[:, None] * n + tiles.targets[tile]], tokens_of[source]
+        logits = similarity(near, far, settings.temperature).unflatten(-1, (s, -1))
         weight, index = _weigh(logits, tiles.outside[tile], settings.topk, settings.order)
         if index is None:
             parts.append((weight @ maps_of[source]).flatten(0, 1))

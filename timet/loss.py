@@ -212,7 +212,7 @@ class TimeT(Student):
         super().__init__(backbone, settings)
         self.settings, size = settings, settings.queue_size
         self.queue = Queue(size, self.prototypes.shape[1]) if size else None
-        self.diagnostics: dict[str, Tensor] = {}
+        self._latest: Step | None = None
 
     def forward(
         self,
@@ -220,8 +220,13 @@ class TimeT(Student):
     ) -> Tensor:  # The loss, a scalar
         "The loss of a batch; `diagnostics` then describes it."
         step = self.step(clip)
-        self.diagnostics = diagnose(step, self.settings.loss_temperature)
+        self._latest = step._replace(loss=None, tokens=None, assignments=None)  # small, and without the graph
         return step.loss
+
+    @property
+    def diagnostics(self) -> dict[str, Tensor]:  # Empty before the first step
+        "The latest batch as `diagnose` describes it; computed when it is asked for."
+        return {} if self._latest is None else diagnose(self._latest, self.settings.loss_temperature)
 
     def step(
         self,

@@ -28,11 +28,18 @@ class Queue(nn.Module):
         super().__init__()
         self.register_buffer("vectors", torch.zeros(size, dim))
         self.register_buffer("seen", torch.zeros((), dtype=torch.long))
+        self._count: int | None = 0  # the same number here, so that nobody has to ask the device
+        self.register_load_state_dict_post_hook(lambda queue, keys: setattr(queue, "_count", None))
+
+    def count(self) -> int:
+        "How many vectors were pushed in all."
+        self._count = int(self.seen) if self._count is None else self._count
+        return self._count
 
     def rows(self) -> Tensor:  # `(m e)`, empty until the queue is full
         "What this process brings to Sinkhorn: every vector comes from exactly one process."
         rank, world = place()
-        return self.vectors[rank::world] if int(self.seen) >= len(self.vectors) else self.vectors[:0]
+        return self.vectors[rank::world] if self.count() >= len(self.vectors) else self.vectors[:0]
 
     @torch.no_grad()
     def push(
@@ -42,13 +49,16 @@ class Queue(nn.Module):
     ) -> None:
         "Replace the oldest vectors by some of these, the same on all processes."
         rank, world = place()
-        count = int(across(embeddings.new_full((), min(count, len(embeddings))), how="min"))
+        count = min(count, len(embeddings))
+        if world > 1:
+            count = int(across(embeddings.new_full((), count), how="min"))
         pool = embeddings.new_zeros(world, count, embeddings.shape[1])
         pool[rank] = embeddings[torch.randperm(len(embeddings), device=embeddings.device)[:count]]
         pool = across(pool).flatten(0, 1)[-len(self.vectors) :]
         at = (self.seen + torch.arange(len(pool), device=pool.device)) % len(self.vectors)
         self.vectors[at] = pool
         self.seen += len(pool)
+        self._count = self.count() + len(pool)
 
 # %% ../../nbs/model/01_teacher.ipynb #1355ff18
 class Teacher(nn.Module):
@@ -77,7 +87,7 @@ class Teacher(nn.Module):
     ) -> None:
         "teacher <- m * teacher + (1 - m) * student; statistics in buffers are copied."
         now = {**dict(student.named_parameters()), **dict(student.named_buffers())}
-        for name, slow in self.named_parameters():
-            slow.lerp_(now[name], 1 - decay)
+        slow = dict(self.named_parameters())
+        torch._foreach_lerp_(list(slow.values()), [now[name] for name in slow], 1 - decay)  # one kernel for all
         for name, buffer in self.named_buffers():
             buffer.copy_(now[name])
