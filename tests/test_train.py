@@ -423,7 +423,7 @@ def test_run_folder_and_report(world: Path, tmp_path: Path) -> None:
     assert load_config(run) == replace(config(world, run, eval=True, val_data=world, max_steps=3))
     row = read_log(run / "log.jsonl")[-1]
     assert set(row) == {"step", "epoch", "loss", "lr", "lr_backbone", "weight_decay", "perplexity", "agreement",
-                        "clips_per_second"}  # fmt: skip
+                        "clips_per_second", "waiting"}  # fmt: skip
     assert 1 <= row["perplexity"] <= 8 and row["epoch"] == 2
     page = (run / "report.html").read_text()
     assert page.count("data:image/png;base64,") >= 8
@@ -637,7 +637,7 @@ def test_what_may_change_on_resume(tmp_path: Path) -> None:
         "logits_clustering": "softmax", "preset": "paper", "backbone": "x", "weights": "hub", "tuned_blocks": 1, "sampling": "uniform", "head": "paper",
         "forwarded": "none", "target": "soft", "order": "eq4", "sinkhorn_rows": "all", "precision": "bf16",
         "ema_decay": 0.5, "fps": 3.0, "max_steps": 3, "val_data": Path("v"), "split": "val", "val_split": "val",
-        "accumulate": 2, "augment": "none", "crop_scale": 0.9,
+        "accumulate": 2, "augment": "none", "crop_scale": 0.9, "frozen_precision": "bf16",
     }  # fmt: skip
     for name, now in flat(base).items():
         if name in FREE:

@@ -27,6 +27,7 @@ def run_steps(
     on_step: Callable[[dict[str, float]], object] | None,  # Called with the numbers of each logged step
 ) -> bool | None:  # `False` where it was asked to stop before the end, `None` where there was nothing left to do
     "Open the run folder, look at held-out clips, train; a folder claimed for a run that never makes a step is given back."
+    from timet.data.frames import reserve
     from timet.training.looks import glance
     from timet.training.session import headline, open_run
     from timet.training.steps import fit
@@ -38,8 +39,10 @@ def run_steps(
         open_run(session)
         if session.step == session.total:
             return None
+        store = session.dataset.store
+        room = [] if config.frame_cache == "off" else [reserve(store, session.dataset.sources)]
         if main:
-            print(headline(session), flush=True)
+            print(headline(session), *room, sep="\n", flush=True)
             if sources and session.step == 0 and not (session.folder / "before.json").exists():
                 glance(session, sources, "before")
         session.accelerator.wait_for_everyone()

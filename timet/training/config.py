@@ -82,8 +82,12 @@ class TrainConfig(Places):
     accumulate: Count = 1  # Parts a batch is computed in, to save memory; Sinkhorn then balances each part on its own
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: bf16 on a GPU, fp32 on a CPU (code: fp32)
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps; several GPUs through torchrun or accelerate launch
-    compile: bool = False  # Compile the backbone: slow first step, then faster on a GPU
-    workers: Natural | None = None  # Processes that read clips, for each device; None: 0 on a CPU, else up to 8
+    frozen_precision: Literal["auto", "bf16", "fp32"] = "auto"  # Of the frozen blocks' weights; auto: bf16 if < 1 % off
+    compile: bool = False  # Compile the blocks of the backbone: slow first step, then faster on a GPU
+    workers: Natural | None = None  # Processes that read clips, for each device; None: 0 on a CPU, else all cores
+    augment_on: Literal["auto", "cpu", "device"] = "auto"  # Where colours are changed; auto: on the device that trains
+    frame_cache: str = "off"  # Keep decoded frames on the disk, as small as the crops allow: a folder, or auto
+    frame_cache_gb: Positive | None = None  # What that folder may hold, GB; None: half of what its disk has free
     cache_mb: NonNegative = 256.0  # Memory for decoded frames, MB a process: small sets are decoded once
     seed: Natural = 0  # Of weights, order, clips and augmentation
 
@@ -164,14 +168,21 @@ def read_command(
     return parse(TrainConfig, argv, prog="timet.train", default=default, description=about)
 
 # %% ../../nbs/training/00_config.ipynb #eca12e3d
-FREE = set("data out resume device compile workers cache_mb save_every save_seconds log_every eval".split())
+FREE = set("data out resume device compile workers augment_on frame_cache frame_cache_gb".split())
+FREE |= set("cache_mb save_every save_seconds log_every eval".split())
 
 
 def continued(
     config: TrainConfig,  # Settings with `resume` and `out`
 ) -> TrainConfig:  # The same, where nothing else than `FREE` differs from the run in `out`
     "Check settings against those of the run that goes on; raises as `same_run` does."
-    return same_run(config, load_config(config.out), FREE)
+    before = load_config(config.out)
+    if (config.frame_cache == "off") != (before.frame_cache == "off"):
+        raise TimetError(
+            f"the run {config.out} was begun with --frame-cache {before.frame_cache}, and frames from a cache are filtered "
+            f"once more: go on {'without' if before.frame_cache == 'off' else 'with'} --frame-cache"
+        )
+    return same_run(config, before, FREE)
 
 # %% ../../nbs/training/00_config.ipynb #43d69164
 def videos(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LAST', 'AUGMENT', 'cosine', 'Session', 'start_accelerator', 'too_few', 'start_session', 'make_dataset',
-           'step_batches', 'mend', 'train_step', 'save', 'restore', 'open_run', 'headline']
+           'step_batches', 'mend', 'share_news', 'train_step', 'save', 'restore', 'open_run', 'headline']
 
 # %% ../../nbs/training/02_session.ipynb #2be840ed
 import math
@@ -26,11 +26,15 @@ from accelerate.utils import InitProcessGroupKwargs, broadcast_object_list, gath
 from torch import Tensor
 
 from ..backbone import create_backbone
-from ..core import TimetError, data_folder, pick_device, pick_precision, seed_everything
-from ..data.clips import ClipAugment, ClipDataset, EvalTransform, make_loader
+from ..core import TimetError, data_folder, keep_exact, pick_device, pick_precision, seed_everything
+from ..data.clips import ClipAugment, EvalTransform, place_values
+from ..data.frames import FrameCache, FramesInMemory, cache_folder
+from ..data.loader import ClipDataset, make_loader, on_device
 from ..data.source import Source
 from ..loss import TimeT, parameter_groups
 from ..run.folder import claim_folder, load_checkpoint, random_states, restore_random_states, save_checkpoint
+from ..run.loop import Later
+from ..run.processes import usable_cores
 from ..run.resume import write_settings
 from .config import TrainConfig, readable, videos
 from .report import Snapshot
@@ -70,6 +74,9 @@ class Session:
     bad: dict[str, str] = field(default_factory=dict)  # Clips that could not be read -> why
     fresh: dict[str, str] = field(default_factory=dict)  # Those of this epoch and process, not yet told
     seen: dict[str, Snapshot] = field(default_factory=dict)  # Looks at held-out clips: `before`, `after`
+    told: Later | None = None  # Loss and wishes of the latest step, on their way from the device
+    wished: Sequence[bool] = ()  # Wishes of this process that are on their way
+    waited: float = 0.0  # Seconds that were spent waiting for clips
 
 # %% ../../nbs/training/02_session.ipynb #3829df34
 def start_accelerator(
@@ -83,7 +90,8 @@ def start_accelerator(
     precision = pick_precision(config.precision, device)
     if precision == "fp16" and device.type != "cuda":
         raise TimetError(f"--precision fp16 needs a GPU, and the device is {device}; use bf16 or fp32")
-    if device.type == "cuda" and device.index is not None:
+    if device.type == "cuda":
+        keep_exact(precision)
         torch.cuda.set_device(device)
     if "RANK" not in os.environ:
         AcceleratorState._reset_state(reset_partial_state=True)
@@ -149,10 +157,10 @@ def start_session(
     )
     inner = TimeT(backbone, config.loss).to(accelerator.device)
     dataset = make_dataset(config, sources)
-    if config.compile:
-        backbone.frozen_part, backbone.tuned_part = map(torch.compile, (backbone.frozen_part, backbone.tuned_part))
     groups = parameter_groups(inner, lr_backbone=config.lr_backbone, lr_head=config.lr_head)
-    model, optimizer = accelerator.prepare(inner, torch.optim.AdamW([{**g, "start_lr": g["lr"]} for g in groups]))
+    fused = accelerator.device.type == "cuda"  # one kernel for all weights
+    optimizer = torch.optim.AdamW([{**g, "start_lr": g["lr"]} for g in groups], fused=fused or None)
+    model, optimizer = accelerator.prepare(inner, optimizer)
     steps = many // config.batch_size
     return Session(
         config, accelerator, dataset, [source.name for source in sources], inner, model, optimizer,
@@ -166,39 +174,42 @@ def make_dataset(
 ) -> ClipDataset:
     "Clips as the settings want them."
     change = AUGMENT[config.augment](config.image_size, scale=(config.crop_scale, 1.0))
+    store = FramesInMemory(config.cache_mb, len(sources))
+    if config.frame_cache != "off":
+        folder = cache_folder() / "frames" if config.frame_cache == "auto" else Path(config.frame_cache).expanduser()
+        store = FrameCache(folder, change, config.frame_cache_gb)
     return ClipDataset(
         sources, num_frames=config.num_frames, delta_t=config.delta_t, sampling=config.sampling, transform=change,
-        seed=config.seed, repeats=config.clips_per_source, cache_mb=config.cache_mb,
+        seed=config.seed, repeats=config.clips_per_source, store=store,
     )  # fmt: skip
 
 # %% ../../nbs/training/02_session.ipynb #23daeea0
 def step_batches(
     session: Session,  # `step` says where to start
 ) -> Iterator[list[dict[str, Any]]]:  # For every step, its parts
-    "The batches from the current step to the last one; which they are depends on the step alone."
-    config, accelerator = session.config, session.accelerator
-    step, parts, gpu = session.step, config.accumulate, accelerator.device.type == "cuda"
-    workers = config.workers
+    "The batches from the current step to the last one, on the device; which they are depends on the step alone."
+    config, accelerator, parts = session.config, session.accelerator, session.config.accumulate
+    gpu, workers = accelerator.device.type == "cuda", config.workers
     if workers is None:
-        workers = min(8, (os.cpu_count() or 1) // accelerator.num_processes) if gpu else 0
-    if workers and config.cache_mb:
-        session.dataset.preload()
-    while step < session.total:
-        epoch, done = divmod(step, session.steps_per_epoch)
-        loader = make_loader(
-            session.dataset,
-            batch_size=config.batch_size // (parts * accelerator.num_processes),
-            epoch=epoch,
-            start_step=done * parts,
-            num_workers=workers,
-            rank=accelerator.process_index,
-            world_size=accelerator.num_processes,
-            pin_memory=gpu,
-        )
-        batches = iter(loader)
-        for _ in range(min(session.steps_per_epoch - done, session.total - step)):
-            yield list(islice(batches, parts))
-            step += 1
+        workers = usable_cores() if gpu else 0
+    if workers and config.frame_cache == "off":
+        session.dataset.store.preload(session.dataset.sources)
+    epoch, done = divmod(session.step, session.steps_per_epoch)
+    loader = make_loader(
+        session.dataset,
+        batch_size=config.batch_size // (parts * accelerator.num_processes),
+        epoch=epoch,
+        start_step=done * parts,
+        count=(session.total - session.step) * parts,
+        num_workers=workers,
+        rank=accelerator.process_index,
+        world_size=accelerator.num_processes,
+        parts=parts,
+        paint=config.augment_on == "cpu" or (config.augment_on == "auto" and not gpu),
+    )
+    batches = on_device(loader, accelerator.device)
+    while step := list(islice(batches, parts)):
+        yield step
 
 # %% ../../nbs/training/02_session.ipynb #c1a13de3
 def mend(
@@ -213,15 +224,44 @@ def mend(
         f"or --precision fp32"
     )
 
+# %% ../../nbs/training/02_session.ipynb #a90ab291
+def share_news(
+    session: Session,
+    loss: Tensor,  # Of this process, on the device
+    flags: Sequence[bool],  # Wishes of this process
+) -> tuple[
+    float | Tensor, list[bool]
+]:  # The mean loss, on a card a tensor; for each flag whether any process wishes it
+    """Loss and wishes of all processes. On a card those of the step before are read, and nobody waits.
+
+    Raises `TimetError` where the loss is not finite, on a card one step later.
+    """
+    accelerator, alone = session.accelerator, session.accelerator.num_processes == 1
+    late, shared = accelerator.device.type == "cuda", loss[None]
+    if not alone:
+        # a wish that is on its way is not made again
+        sent = session.wished if late and session.wished else [False] * len(flags)
+        fresh = [float(new and not old) for new, old in zip(flags, sent)]
+        session.wished = flags
+        shared = accelerator.reduce(torch.cat([shared, place_values(fresh, loss.device)]), "sum")
+    before, session.told = session.told, Later(news=shared, step=session.step + 1)
+    news = (before if late else session.told) or Later(news=torch.zeros(1 + len(flags)), step=0)
+    read = news.read()
+    first, *wishes = read["news"].tolist()
+    if not math.isfinite(first):
+        raise TimetError(f"the loss became {first} at step {read['step']}; {mend(session)}")
+    mean = (shared[0] if late else first) / accelerator.num_processes
+    return mean, list(flags) if alone else [wish > 0 for wish in wishes]
+
 # %% ../../nbs/training/02_session.ipynb #248b3033
 def train_step(
     session: Session,  # Changed in place
     parts: Sequence[dict[str, Any]],  # Batches of this process for this step
     flags: Sequence[bool] = (),  # Wishes of this process, such as to stop
-) -> tuple[dict[str, float], list[bool]]:  # Numbers of the step, and for each flag whether any process wished it
+) -> tuple[dict[str, Any], list[bool]]:  # Numbers of the step, and for each flag whether any process wished it
     """One optimiser step.
 
-    Raises `TimetError` where the loss is not finite; the weights are then those of the step before.
+    Raises `TimetError` where the loss is not finite; the weights are then those of the step before, but for a card: see `share_news`.
     """
     config, accelerator, step = session.config, session.accelerator, session.step
     scale = cosine(step, session.total, 1.0, 0.0)
@@ -237,11 +277,7 @@ def train_step(
                 raise TimetError(f"step {step + 1} cannot be computed: {error}; {mend(session)}") from None
             accelerator.backward(loss)
         losses.append(loss.detach().float())
-    shared = torch.cat([torch.stack(losses).sum()[None], losses[0].new_tensor([float(flag) for flag in flags])])
-    loss, *wishes = accelerator.reduce(shared, "sum").tolist()
-    loss /= accelerator.num_processes
-    if not math.isfinite(loss):
-        raise TimetError(f"the loss became {loss} at step {step + 1}; {mend(session)}")
+    loss, wishes = share_news(session, torch.stack(losses).sum(), flags)
     for group in session.optimizer.param_groups:
         group["lr"] = group["start_lr"] * scale
         group["weight_decay"] = decay if group["decay"] else 0.0
@@ -252,7 +288,7 @@ def train_step(
         session.inner.update_teacher(cosine(step, session.total, config.loss.ema_decay, 1.0))
     session.step += 1
     rates = {"lr": config.lr_head * scale, "lr_backbone": config.lr_backbone * scale}
-    return {"loss": loss, **rates, "weight_decay": decay}, [wish > 0 for wish in wishes]
+    return {"loss": loss, **rates, "weight_decay": decay}, wishes
 
 # %% ../../nbs/training/02_session.ipynb #ef69160f
 def _fingerprint(session: Session) -> int:
