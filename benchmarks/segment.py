@@ -7,6 +7,8 @@ A film of 720p (the one given, enlarged; or the sample clips) is segmented. Time
 - writing alone: painting and x264, from frames and labels in memory;
 - a part of a film, with the three **in turn** (no thread at all), with **reading ahead** only, and **at once**, as `timet.segment` does it.
 
+`timet.segment` looks at two frames first, and writes in turn where the network leaves no core free (`worth_threads`); here all are forced.
+
 On a machine with a core for each, at once takes as long as the slowest alone. On a card seeing is the smallest. On two cores the
 network alone keeps both busy, and the sum of the processor's work over two is the limit: that is the last column.
 

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from torchvision.transforms.v2 import functional as VF
 
 from ..core import TimetError, atomic_write, check_shape, pick_device, progress
-from ..data.clips import EvalTransform, normalize, one_thread
+from ..data.clips import EvalTransform, normalize, one_thread, send
 from ..data.source import Source, frames_in_order
 from ..eval.kmeans import kmeans
 from ..eval.tokens import Pass, run_batches
@@ -300,7 +300,7 @@ def _sent(batches: Iterable[tuple[_Frames, Tensor | None]], size: tuple[int, int
     "The same, with frames and what the network gets on its way to a card."
     for some, images in batches:
         if images is None:
-            some = [(i, frame, pinned.to(device, non_blocking=True)) for i, frame, pinned in some]
+            some = [(i, frame, send(pinned, device)) for i, frame, pinned in some]
             small = [VF.resize(rearrange(x, "H W c -> c H W"), list(size), antialias=True) for *_, x in some]
             images = normalize(torch.stack(small))
         yield some, images
