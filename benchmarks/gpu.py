@@ -66,7 +66,7 @@ PREDICTED = {
     "matmul bf16, qkv": "600-650 TFLOP/s",
     "matmul bf16, fc2": "650-700 TFLOP/s",
     "copy on the card": "2.7 TB/s",
-    "waits in a train_step": "10-11 when written down; 1 wait and 1 blocking copy counted since, without a card",
+    "waits in a train_step": "10-11 when written down; counted since without a card: 1, for an event of the step before",
     "train_step, as the package does it": "27-40 ms; peak 3-5 GB",
     "step by hand, AdamW foreach, diagnosed": "27-40 ms; by the roofline 26.7, at least 7.0",
     "step by hand, AdamW fused, not diagnosed": "0.5 ms less",

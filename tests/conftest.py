@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
+# where a test names no device, the CPU is meant: a machine with a GPU would compute in bf16 instead
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+
 
 @pytest.fixture(autouse=True)
 def _own_seed() -> None:

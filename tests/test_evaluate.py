@@ -16,8 +16,9 @@ from PIL import Image
 from timet.backbone import create_backbone, export_backbone, open_backbone
 from timet.core import TimetError
 from timet.data.find import find_sources
+from timet.data.frames import cache_folder
 from timet.eval import cache as room
-from timet.eval.cache import cache_folder, cached_arrays, content_key, fingerprint
+from timet.eval.cache import cached_arrays, content_key, fingerprint
 from timet.eval.clustering import evaluate
 from timet.eval.tokens import Clips
 from timet.evaluate import EvaluateConfig, format_table, load_tokens, main

@@ -156,9 +156,10 @@ def count_train(args: argparse.Namespace) -> Iterator[Case]:
     "`train_step` with a real Accelerator."
     from timet.core import samples_dir
     from timet.data.find import find_sources
+    from timet.run.loop import Later
     from timet.training.config import preset_config
     from timet.training.session import start_accelerator, start_session, train_step
-    from timet.training.steps import watch_usage
+    from timet.training.steps import measure_usage
 
     config = preset_config(
         "paper", backbone=args.backbone, weights="none", device="cuda", precision=args.precision,
@@ -188,7 +189,7 @@ def count_train(args: argparse.Namespace) -> Iterator[Case]:
         yield case.run(step)
         if case.failed:
             return
-    yield Case("train: what a logged step asks beside (watch_usage)").run(lambda: watch_usage(session))
+    yield Case("train: what a line of the log asks beside").run(lambda: Later(measured=measure_usage(session)))
 
 
 def network(name: str, tuned: int | str = 0, size: int | None = None) -> Any:
@@ -323,7 +324,27 @@ def count_pretrain(args: argparse.Namespace) -> Iterator[Case]:
             return
 
 
-MODES = {"step": count_step, "train": count_train, "evaluate": count_evaluate, "pretrain": count_pretrain}
+def count_input(args: argparse.Namespace) -> Iterator[Case]:
+    "A batch of clips on its way: sent as bytes, coloured on the card."
+    import numpy as np
+
+    from timet.data.clips import ClipAugment, send
+
+    augment = ClipAugment(SIZE)
+    plans = [augment.draw(360, 640, np.random.default_rng(i)) for i in range(args.clips)]
+    clips = torch.empty(args.clips, FRAMES, 3, SIZE, SIZE, dtype=torch.uint8)
+    for number in range(args.steps):
+        case = Case(f"input: {'a later' if number else 'the first'} batch, {args.clips} clips")
+        yield case.run(lambda: augment.paint(send(clips, CARD), plans))
+
+
+MODES = {
+    "input": count_input,
+    "step": count_step,
+    "train": count_train,
+    "evaluate": count_evaluate,
+    "pretrain": count_pretrain,
+}
 
 
 def main() -> None:
