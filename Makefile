@@ -27,8 +27,8 @@ demo: $(STAMP)  ## time-tune a small backbone on the sample clips and show the g
 
 test: $(STAMP)  ## everything that is checked: exports, style, notebooks, tests
 	@$(BIN)/python tools/check.py
-	@OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
+	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
+	@CUDA_VISIBLE_DEVICES= OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n 2 tests
 
 lab: $(STAMP)  ## open the lessons in JupyterLab
 	@$(BIN)/jupyter lab nbs

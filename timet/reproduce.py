@@ -205,7 +205,7 @@ def say_plan(
     config: ReproduceConfig,
 ) -> dict[str, list[str] | str]:  # Network -> how it is trained, from `training_lines`
     "Print the plan, and how to train what is missing."
-    from timet.eval.cache import cache_folder
+    from timet.data.frames import cache_folder
 
     kept = None if config.compute.no_cache else config.compute.cache or cache_folder()
     lines = training_lines(plan, config)

@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ..core import TimetError, data_folder, pick_device, write_json
+from ..data.frames import cache_folder
 from ..data.images import Images, find_images
-from .cache import cache_folder, fingerprint, kept_tokens
+from .cache import fingerprint, kept_tokens
 from .tokens import Extraction, Tokens
 from ..run.check import Count, Natural, adjust
 
