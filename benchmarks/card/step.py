@@ -57,10 +57,12 @@ def plain_step(
 
 def backbone_parts(bench: Bench, backbone: nn.Module, clips: Tensor) -> None:
     "Frozen and tuned blocks."
+    from timet.backbone import stem
+
     images, count = clips.flatten(0, 1), len(clips)
     with torch.no_grad(), bench.autocast():
         bench.measure("frozen part", lambda: backbone.frozen_part(images))
-        bench.measure("  of it the stem", lambda: backbone._stem(images))
+        bench.measure("  of it the stem", lambda: stem(backbone.model, backbone.converted(images)))
         hidden = backbone.frozen_part(images)
         bench.say("  type of what it gives", dtype=str(hidden.dtype))
         bench.measure("tuned part, past frames", lambda: backbone.tuned_part(hidden[: count * (FRAMES - 1)]))

@@ -98,3 +98,10 @@ def test_a_later_call_replaces_a_section(gpu, tmp_path):
     path = gpu.write_table(rows, tmp_path)
     assert path.name == "gpu_a_card.md"
     assert "| D | frozen part | ms 18.0 | 16.6-24 ms |" in path.read_text()
+
+
+def test_the_rehearsal_knows_the_package_as_it_is(tmp_path):
+    command = [sys.executable, str(FOLDER / "gpu.py"), "--tiny", "--only", "A,B,C,D,F", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=FOLDER.parent, check=False)
+    assert "FAILED" not in done.stdout, done.stdout[-3000:]
+    assert "the package's loader" in done.stdout and done.returncode == 0, done.stderr[-2000:]
