@@ -194,6 +194,8 @@ def main() -> None:
             f"{film.size[1]} x {film.size[0]}, 8 clusters, median of {args.rounds} alternating rounds. {os.cpu_count()} cores{shared}, "
             f"load {load:.1f} at the start, {where}, {platform.machine()}, torch {torch.__version__}, {date.today()}.",
             "",
+            '"At once" is forced here; `timet.segment` writes in turn where the network leaves no core free.',
+            "",
         ]
         for name, made in [list(NETWORKS.items())[i] for i in args.networks]:
             torch.manual_seed(0)
