@@ -311,6 +311,8 @@ def test_workers_learn_what_others_have_scanned(sources, monkeypatch):
     from timet.data import video
 
     video._scans.clear()
-    list(make_loader(dataset, batch_size=5, count=3, num_workers=0))
-    # here, in each epoch, and what the tasks carry from the second on
-    assert sum(seen) >= 5
+    tasks = make_loader(dataset, batch_size=5, count=3, num_workers=0)
+    list(tasks)
+    assert sorted(tasks.tasks.scans) == [0, 1, 2, 3, 4] and all(tasks.tasks.scans.values())
+    # two calls a clip: what its task carries, from the second epoch on, and what it has found out, in the first
+    assert (len(seen), sum(seen)) == (30, 15)
