@@ -33,7 +33,7 @@ def quick(tmp_path: Path) -> Callable[[str, list[str], int], None]:
     "Run a command in a process of its own; see how it ends, and that it has loaded nothing heavy by then."
 
     def run(module: str, line: list[str], status: int) -> None:
-        heavy = "torch torchvision timm faiss scipy matplotlib accelerate av decord tensorboard lightly kornia".split()
+        heavy = "torch torchvision timm faiss scipy matplotlib accelerate av decord tensorboard lightly".split()
         code = f"""if True:
             import sys
             from {module} import main

@@ -65,6 +65,14 @@ def test_clips_are_coloured_on_the_card_without_a_wait():
     assert case["operations"] > 50 and (case["waits"], case["blocking"], case["mixed"]) == ([], [], [])
 
 
+def test_pretraining_never_waits():
+    pytest.importorskip("lightly")
+    case = counted("pretrain --clips 8 --patch-weight 1")["pretrain: a later step"]
+    assert case["flops"] > 1e10
+    assert (case["waits"], case["blocking"], case["mixed"]) == ([], [], [])
+    assert 50 < case["parts"]["views"]["operations"] < 200  # whatever the batch: one sampling for all crops of a size
+
+
 def test_teacher_queue_and_parts_are_on_the_same_card():
     (case,) = counted("step --clips 4 --ema 0.99 --queue 1 --accumulate 4 --steps 1").values()
     assert case["mixed"] == []

@@ -5,6 +5,7 @@ import inspect
 import io
 import json
 import os
+import runpy
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -20,15 +21,18 @@ from timet.backbone import create_backbone, load_backbone, shipped_weights
 from timet.core import TimetError, seed_everything
 from timet.pretraining.photos import Photos, find_photos, read_photos
 from timet.run.check import adjust, check, flat
+from timet.run.folder import read_log
 
 pytest.importorskip("lightly")
-pytest.importorskip("kornia")
 
+from lightly.loss import DINOLoss
 from lightly.transforms import DINOTransform
+from torchvision.transforms.v2 import functional as TF
 
+from timet.data.clips import denormalize
 from timet.pretrain import main, pretrain
 from timet.pretraining.config import FREE, PretrainConfig, read_command
-from timet.pretraining.distill import Distiller, MultiCrop, embed
+from timet.pretraining.distill import JITTER, Crops, Distiller, Hiding, MultiCrop, make_views, see
 from timet.pretraining.loop import (
     batches,
     epoch_order,
@@ -159,20 +163,114 @@ def test_views_are_those_of_lightly() -> None:
     "Every chance and strength against the defaults of `DINOTransform`."
     want = {n: p.default for n, p in inspect.signature(DINOTransform.__init__).parameters.items()}
     crops = MultiCrop(64, 32, want["n_local_views"])
-    for number, (views, scale) in enumerate(
-        [(crops.first, "global"), (crops.second, "global"), (crops.local, "local")]
-    ):
-        part = {type(module).__name__: module for module in views.children()}
-        assert tuple(part["RandomResizedCrop"]._param_generator.scale) == want[f"{scale}_crop_scale"]
-        assert part["RandomHorizontalFlip"].p == want["hf_prob"]
-        jitter = part["ColorJitter"]
-        assert jitter.p == want["cj_prob"]
-        strengths = [getattr(jitter, n) for n in ("brightness", "contrast", "saturation", "hue")]
-        assert strengths == [want["cj_strength"] * want[f"cj_{n}"] for n in ("bright", "contrast", "sat", "hue")]
-        assert part["RandomGrayscale"].p == want["random_gray_scale"]
-        assert part["RandomGaussianBlur"].p == want["gaussian_blur"][number]
-        assert ("RandomSolarize" in part) == (number == 1)
-    assert {type(m).__name__: m for m in crops.second.children()}["RandomSolarize"].p == want["solarization_prob"]
+    assert crops.large.scale == want["global_crop_scale"]
+    assert crops.small.scale == want["local_crop_scale"]
+    assert crops.large.blur_p == want["gaussian_blur"][:2]
+    assert crops.small.blur_p == (want["gaussian_blur"][2],) * want["n_local_views"]
+    assert (crops.large.solar_p, set(crops.small.solar_p)) == ((0.0, want["solarization_prob"]), {0.0})
+    cj = (want[f"cj_{n}"] for n in ("bright", "contrast", "sat", "hue"))
+    assert list(JITTER.values()) == [want["cj_strength"] * x for x in cj]
+    seed_everything(0)
+    dice = crops.large.draw(5000, 64)
+    assert float((dice.flip < 0).float().mean()) == pytest.approx(want["hf_prob"], abs=0.02)
+    assert float(dice.grey.mean()) == pytest.approx(want["random_gray_scale"], abs=0.02)
+    assert float((dice.colours["hue"] != 0).float().mean()) == pytest.approx(want["cj_prob"], abs=0.02)
+    still = dice.colours["hue"] == 0  # where one colour stays, all do
+    assert all(bool((dice.colours[name][still] == 1).all()) for name in ("brightness", "contrast", "saturation"))
+    blurred = (dice.sigma > 2e-3).view(2, -1).float().mean(1)
+    assert blurred.tolist() == pytest.approx([1.0, 0.1], abs=0.02)
+    area = dice.height * dice.width
+    assert 0.4 <= float(area[(dice.height < 1) & (dice.width < 1)].min())
+    assert float((dice.width / dice.height).max()) <= 4 / 3 + 1e-5
+
+
+def test_a_view_is_the_crop_that_was_drawn() -> None:
+    "One sampling for all views against torchvision's crop and mirror, one view after the other."
+    seed_everything(0)
+    images = torch.rand(3, 3, 64, 64)
+    dice = Crops(64, blur_p=(0.0, 0.0), solar_p=(0.0, 0.0)).draw(3, 64)
+    m = len(dice.height)
+    # boxes of whole pixels, without colours
+    high, wide = (torch.tensor(x).float() for x in ([32, 40, 64, 48, 50, 36], [48, 40, 32, 64, 44, 60]))
+    top, left = (torch.tensor(x).float() for x in ([3, 24, 0, 7, 14, 20], [16, 9, 30, 0, 20, 4]))
+    room = lambda at, side: at / (64 - side).clamp(min=1)  # noqa: E731
+    plain = {name: torch.full((m,), float(name != "hue")) for name in JITTER}
+    dice = replace(
+        dice, height=high / 64, width=wide / 64, top=room(top, high), left=room(left, wide), grey=torch.zeros(m),
+        flip=torch.tensor([1.0, -1, 1, -1, -1, 1]), colours=plain, sigma=torch.full((m,), 1e-3), solar=torch.zeros(m),
+    )  # fmt: skip
+    got = denormalize(make_views(images, dice, 64))
+    for i in range(m):
+        box = [int(x[i]) for x in (top, left, high, wide)]
+        want = TF.resized_crop(images[i % 3], *box, [64, 64], antialias=False)
+        want = TF.horizontal_flip(want) if dice.flip[i] < 0 else want
+        # at the box's edge a sampling sees the photograph's next pixel, and torchvision's crop does not
+        assert torch.allclose(got[i][:, 1:-1, 1:-1], want[:, 1:-1, 1:-1], atol=1e-4)
+
+
+def test_colours_are_torchvisions_in_the_order_that_was_drawn() -> None:
+    seed_everything(1)
+    images = torch.rand(4, 3, 32, 32)
+    crops = Crops(32, scale=(1.0, 1.0), blur_p=(0.0,), solar_p=(1.0,))
+    dice = replace(
+        crops.draw(4, 32),
+        height=torch.ones(4),
+        width=torch.ones(4),
+        flip=torch.ones(4),
+        grey=torch.tensor([0.0, 1, 0, 0]),
+    )
+    adjust_by = {n: getattr(TF, f"adjust_{n}") for n in ("brightness", "contrast", "saturation", "hue")}
+    got = denormalize(make_views(images, dice, 32))
+    for i, want in enumerate(images):
+        for name, strength in dice.colours.items():
+            want = adjust_by[name](want, float(strength[i]))
+        want = TF.rgb_to_grayscale(want, 3) if dice.grey[i] else want
+        assert torch.allclose(got[i], TF.solarize(want, 0.5), atol=2e-3)
+
+
+def test_hidden_patches_are_rectangles() -> None:
+    seed_everything(0)
+    hiding = Hiding.draw(200, (4, 6))
+    share = hiding.mask.float().mean((1, 2))
+    assert 70 < int((share > 0).sum()) < 130
+    for mask in hiding.mask[share > 0]:
+        rows, columns = mask.any(1), mask.any(0)
+        assert torch.equal(mask, rows[:, None] & columns[None])
+    assert hiding.mask.flatten().nonzero()[:, 0].tolist() == hiding.index.tolist()
+    assert float(hiding.weight.sum()) == pytest.approx(1.0, abs=1e-5)
+    assert len(Hiding.draw(3, (4, 6), chance=0.0).index) == 0
+
+
+def test_the_student_does_not_see_hidden_patches() -> None:
+    net = make_distiller(patch_weight=1.0)
+    images, hidden = torch.randn(2, 3, 32, 32), torch.zeros(2, 4, 4, dtype=torch.bool)
+    hidden[:, 1, 2] = True
+    other = images.clone()
+    other[:, :, 8:16, 16:24] = 5.0
+    seen = [see(net.student.model, x, hidden, net.patches.token)[1] for x in (images, other)]
+    assert torch.equal(*seen)
+    assert not torch.equal(*(see(net.student.model, x)[1] for x in (images, other)))
+
+
+def test_patch_loss_is_the_mean_over_views_of_the_mean_over_hidden_patches() -> None:
+    net = make_distiller(patch_weight=1.0)
+    large = torch.randn(2, 4, 3, 32, 32)
+    seed_everything(5)
+    got = net(large, None)
+    seed_everything(5)
+    hiding = Hiding.draw(8, (4, 4))
+    views = large.flatten(0, 1)
+    with torch.no_grad():
+        taught = net.patches.teacher_head(see(net.teacher.model, views)[1].flatten(0, 1)).view(8, 16, -1)
+        seen, guessed = see(net.student.model, views, hiding.mask, net.patches.token)
+        said = net.patches.head(guessed.flatten(0, 1)).view(8, 16, -1)
+        whole = DINOLoss(48)(
+            list(net.teacher_head(see(net.teacher.model, views)[0]).split(4)), list(net.head(seen).split(4))
+        )
+    terms = -((taught / 0.04).softmax(-1) * (said / 0.1).log_softmax(-1)).sum(-1)
+    mask = hiding.mask.flatten(1)
+    patches = torch.stack([t[m].mean() for t, m in zip(terms, mask) if m.any()]).mean()
+    assert torch.allclose(got, whole + patches, atol=1e-4)
 
 
 def test_small_views_belong_to_their_photograph() -> None:
@@ -185,10 +283,10 @@ def test_small_views_belong_to_their_photograph() -> None:
         assert all(dark[i] < light[i] for i in ordinary)
 
 
-def make_distiller(output_dim: int = 48) -> Distiller:
+def make_distiller(output_dim: int = 48, patch_weight: float = 0.0) -> Distiller:
     seed_everything(0)
     nets = [create_backbone("timet_tiny_patch8_64", weights="none", tuned_blocks="all") for _ in range(2)]
-    return Distiller(*nets, hidden_dim=32, output_dim=output_dim)
+    return Distiller(*nets, hidden_dim=32, output_dim=output_dim, patch_weight=patch_weight)
 
 
 def test_loss_is_every_view_against_every_other_large_one() -> None:
@@ -196,8 +294,8 @@ def test_loss_is_every_view_against_every_other_large_one() -> None:
     large, small = torch.randn(2, 4, 3, 32, 32), torch.randn(3, 4, 3, 16, 16)
     got = net(large, small)
     net.loss.center.zero_()
-    taught = [net.teacher_head(embed(net.teacher.model, view)) for view in large]
-    said = [net.head(embed(net.student.model, view)) for view in [*large, *small]]
+    taught = [net.teacher_head(see(net.teacher.model, view)[0]) for view in large]
+    said = [net.head(see(net.student.model, view)[0]) for view in [*large, *small]]
     total, pairs = 0.0, 0
     for i, t in enumerate(taught):
         for j, s in enumerate(said):
@@ -282,10 +380,11 @@ def test_every_photograph_once_an_epoch(photos: Photos) -> None:
     assert epoch_order(0, 1, 20).tolist() == [int(i) for i in found[20:]]
 
 
-def test_a_stopped_run_goes_on_to_the_last_bit(photos: Photos, tmp_path: Path) -> None:
+@pytest.mark.parametrize("patch_weight", [0.0, 1.0])
+def test_a_stopped_run_goes_on_to_the_last_bit(photos: Photos, tmp_path: Path, patch_weight: float) -> None:
     def centre(folder: Path, *ends: int) -> torch.Tensor:
         for end in ends:
-            run = start_pretraining(settings(**TINY, max_steps=end), photos)
+            run = start_pretraining(settings(**TINY, max_steps=end, patch_weight=patch_weight), photos)
             run.folder = folder
             if end != ends[0]:
                 restore_pretraining(run)
@@ -301,7 +400,7 @@ def test_minutes_choose_the_steps(photos: Photos, tmp_path: Path, monkeypatch: p
     run = start_pretraining(settings(**{**TINY, "epochs": 1000}, minutes=0.05), photos)
     run.folder = tmp_path
     assert fit(run)
-    assert 3 < run.step == run.total < 2000
+    assert 1 < run.step == run.total < 2000
     assert 1 < run.seconds < 20
 
 
@@ -312,7 +411,7 @@ def test_more_minutes_after_the_end(done: tuple[Path, str], tmp_path: Path, monk
     status, told, wrong = ask("--resume", run, "--minutes", 0.05)
     assert status == 0, wrong
     after = torch.load(run / "checkpoints/last.pt", weights_only=True)
-    assert after["step"] == after["total"] > before["step"] + 3
+    assert after["step"] == after["total"] > before["step"]
     assert "loss" in told
 
 
@@ -436,6 +535,23 @@ def test_a_finished_run_wants_more_time(done: tuple[Path, str], tmp_path: Path) 
     assert "has done 6 steps" in ask("--resume", run, "--max-steps", 5, "--epochs", 9)[2]
     log = [json.loads(line)["step"] for line in (run / "log.jsonl").read_text().splitlines()]
     assert log == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_run_goes_on_from_what_it_left_on_another_machine(done: tuple[Path, str], tmp_path: Path) -> None:
+    away = runpy.run_path(str(Path(__file__).parent.parent / "tools/away.py"))
+    left, run = away["leave"](done[0], tmp_path / "left"), tmp_path / "run"
+    assert away["bring_back"](left, run) == run
+    before, after = (torch.load(f / "checkpoints/last.pt", weights_only=True) for f in (done[0], run))
+    for name, x in before["distiller"].items():
+        assert torch.allclose(x, after["distiller"][name].to(x.dtype), atol=0.01, rtol=0.01)
+        assert torch.equal(x, after["distiller"][name]) or name.startswith("teacher")
+    status, _, wrong = ask("--resume", run, "--epochs", 3)
+    assert status == 0, wrong
+    assert read_log(run / "log.jsonl")[-1]["step"] == 6
+    with pytest.raises(TimetError, match="name a new folder"):
+        away["bring_back"](left, run)
+    with pytest.raises(TimetError, match="must hold run"):
+        away["bring_back"](tmp_path, tmp_path / "other")
 
 
 def test_a_stop_for_a_trial_says_how_to_go_on(album: Path, tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ def ready(
         raise TimetError("pretraining runs in one process, on one GPU; start it without torchrun or accelerate launch")
     if config.images is None:
         raise TimetError("photographs are needed: python -m timet.pretrain FOLDER|ZIP")
-    for package in ("lightly", "kornia"):
-        need(package)
+    need("lightly")
     if not config.resume:
         claim_folder(config.out, "pretrain", make=False)
     for path in filter(None, (config.images, config.check)):

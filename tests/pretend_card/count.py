@@ -26,7 +26,6 @@ from unittest import mock
 import numpy as np
 import torch
 from fakegpu import CARD, Audit, built, on_card, pretend_card
-from torch._subclasses.fake_tensor import unset_fake_temporarily
 
 FRAMES, SIZE = 4, 224
 
@@ -288,37 +287,36 @@ def count_evaluate(args: argparse.Namespace) -> Iterator[Case]:
 
 
 def count_pretrain(args: argparse.Namespace) -> Iterator[Case]:
-    "One step of distillation; the views are drawn by kornia."
+    "One step of distillation, with its views."
     from timet.pretraining import loop
     from timet.pretraining.config import PretrainConfig
-    from timet.pretraining.distill import MultiCrop
     from timet.pretraining.photos import Photos
 
     many = args.clips
     pixels = torch.zeros(2 * many, 3, 64, 64, dtype=torch.uint8)
     photos = Photos(pixels, torch.zeros(2 * many, dtype=torch.long), ("a",))
-    config = PretrainConfig(batch_size=many, epochs=10, compile="off", device="cuda", precision="bf16")
-    with unset_fake_temporarily():  # kornia looks at the numbers it is given
-        views = MultiCrop(config.image_size, config.local_size, config.local_views)
-    with (
-        mock.patch.object(Photos, "fingerprint", lambda self: ""),
-        mock.patch.object(loop, "MultiCrop", lambda *_: views),
-    ):
+    config = PretrainConfig(
+        batch_size=many, epochs=10, compile="off", device="cuda", precision="bf16", patch_weight=args.patch_weight
+    )
+    with mock.patch.object(Photos, "fingerprint", lambda self: ""):
         run = built(lambda: loop.start_pretraining(config, photos))
     run.distiller.train()
     parts = loop.batches(run, pixels.to(CARD))
     case = Case("")
 
-    def drawn(photographs: torch.Tensor) -> tuple:
-        with case.audit.within("views"):
-            return views(photographs)
-
     def step() -> None:
         loop.pretrain_step(run, next(parts))
 
-    run.views = drawn
     for number in range(args.steps):
         case = Case(f"pretrain: {'a later' if number else 'the first'} step, {many} photographs")
+        if number == args.steps - 1:
+            case.audit.follow(run, "views", "views")
+            case.audit.follow(run.distiller, "see", "networks")
+            case.audit.follow(run.distiller, "follow", "teacher follows")
+            case.audit.follow(run.optimizer, "step", "AdamW")
+            for name in ("head", "teacher_head", "loss", "patches"):
+                if getattr(run.distiller, name):
+                    case.audit.follow(getattr(run.distiller, name), "forward", name)
         yield case.run(step)
         if case.failed:
             return
@@ -356,6 +354,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1, help="parts a batch is computed in")
     parser.add_argument("--ema", type=float, help="a teacher with this memory, such as 0.995")
     parser.add_argument("--queue", type=int, default=0, help="tokens kept for Sinkhorn; 1 is full at once")
+    parser.add_argument("--patch-weight", type=float, default=0.0, help="of pretraining's loss of hidden patches")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "fp32"))
     parser.add_argument("--backbone", default="vit_small_patch16_224.dino", help="of the steps and the evaluation")
     parser.add_argument(

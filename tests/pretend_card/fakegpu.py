@@ -36,7 +36,7 @@ CARD = torch.device("cuda:0")
 # what an H100 reaches: products in half precision, attention in it, products in fp32 (operations/s), memory (bytes/s)
 HALF, ATTENTION, SINGLE, MEMORY = 650e12, 300e12, 45e12, 2.7e12
 LAUNCH = 2.5e-6  # seconds that the smallest kernel takes
-PACKAGES = {"timet", "timm", "accelerate", "kornia", "lightly"}  # whose lines are named
+PACKAGES = {"timet", "timm", "accelerate", "lightly"}  # whose lines are named
 
 # operations that cost nothing on a card: they look at the same memory in another way, or only reserve some
 VIEWS = set(

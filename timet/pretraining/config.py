@@ -69,6 +69,7 @@ class PretrainConfig(PhotoPlaces):
     weight_decay: NonNegative = 0.04  # At the first step (DINO: 0.04)
     weight_decay_end: NonNegative = 0.4  # After the last step; cosine between them (DINO: 0.4)
     ema_decay: Memory = 0.99  # Teacher's memory at the first step, rising to 1 (DINO: 0.996 for its longer training)
+    patch_weight: NonNegative = 0.0  # Of the loss of hidden patches (iBOT: 1); 0: DINO alone, none are hidden
     teacher_temp: Positive = 0.04  # Of the teacher's distribution (DINO: 0.04, later 0.07); the student's is 0.1
     clip_grad: Positive = 3.0  # Largest norm of the gradient of all weights together (DINO: 3, for each)
 
@@ -110,7 +111,7 @@ def read_command(
 
 # %% ../../nbs/pretraining/00_config.ipynb #c6432878
 def need(
-    package: str,  # `lightly` or `kornia`
+    package: str,  # `lightly`
 ) -> None:
     """See that a package of the extra `pretrain` is installed.
 

@@ -20,8 +20,9 @@ from torch import Tensor, nn
 
 from ..backbone import create_backbone
 from ..core import TimetError, keep_exact, pick_device, pick_precision, seed_everything
+from ..data.clips import send
 from .config import PretrainConfig, load_config
-from .distill import Distiller, MultiCrop, embed
+from .distill import Distiller, MultiCrop, see
 from .photos import Photos
 from timet.run.folder import (
     RunLog,
@@ -80,10 +81,11 @@ def start_pretraining(
     for size in (config.image_size, config.local_size):
         student.grid(size, size)
     distiller = Distiller(
-        student, teacher, hidden_dim=config.hidden_dim, output_dim=config.output_dim, teacher_temp=config.teacher_temp
+        student,
+        teacher,
+        **{name: getattr(config, name) for name in ("hidden_dim", "output_dim", "teacher_temp", "patch_weight")},
     ).to(device)
-    learned = nn.ModuleList([distiller.student, distiller.head])
-    groups = [{**group, "decays": group["weight_decay"] > 0} for group in param_groups_weight_decay(learned, 1.0)]
+    groups = [{**group, "decays": group["weight_decay"] > 0} for group in param_groups_weight_decay(distiller, 1.0)]
     optimizer = torch.optim.AdamW(groups, lr=config.lr, fused=device.type == "cuda")
     views = MultiCrop(config.image_size, config.local_size, config.local_views)
     total = config.epochs * (len(photos) // config.batch_size)
@@ -121,7 +123,7 @@ def pretrain_step(
     loss.backward()
     learned = [p for group in run.optimizer.param_groups for p in group["params"]]
     norm = nn.utils.clip_grad_norm_(learned, run.config.clip_grad)
-    run.distiller.head.cancel_last_layer_gradients(run.step // run.steps_per_epoch)
+    run.distiller.freeze_last_layers(run.step // run.steps_per_epoch)
     run.optimizer.step()
     run.distiller.follow(now["ema_decay"])
     run.step += 1
@@ -210,7 +212,8 @@ def batches(
     size = run.config.batch_size
     while True:
         epoch, at = divmod(run.step, run.steps_per_epoch)
-        order = epoch_order(run.config.seed, epoch, len(run.photos)).to(pixels.device)
+        order = epoch_order(run.config.seed, epoch, len(run.photos))
+        order = send(order, pixels.device)
         for i in range(at, run.steps_per_epoch):
             yield pixels[order[i * size : (i + 1) * size]]
 
@@ -219,15 +222,15 @@ def _see(
     run: Pretraining,
     steps: int,  # That are ahead
 ) -> Callable[[nn.Module, Tensor], Tensor]:
-    "`embed`, compiled where that was asked for, or pays."
+    "`see`, compiled where that was asked for, or pays."
     pays = run.device.type == "cuda" and (steps > 1000 or bool(run.config.minutes))
     if run.config.compile == "off" or (run.config.compile == "auto" and not pays):
-        return embed
+        return see
     import torch._dynamo
 
     # without a compiler on the machine, `auto` goes on uncompiled
     torch._dynamo.config.suppress_errors = run.config.compile == "auto"
-    return torch.compile(embed, dynamic=False)
+    return torch.compile(see, dynamic=False)
 
 # %% ../../nbs/pretraining/04_loop.ipynb #49ef6c18
 def _finite(

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from ..data.clips import normalize
 from .config import need
-from .distill import embed
+from .distill import see
 from .photos import Photos
 
 # %% ../../nbs/pretraining/03_neighbours.ipynb #e588e84c
@@ -26,13 +26,13 @@ def features(
     device: torch.device | str = "cpu",
     precision: str = "fp32",
     batch_size: int = 512,
-) -> Tensor:  # What `embed` makes of them, of length 1 `(m 2*d)`
+) -> Tensor:  # What `see` makes of them, of length 1 `(m 2*d)`
     "Whole photographs as they are, without views; the network is in evaluation mode afterwards."
     model = model.to(device).eval()
     found = []
     for part in pixels.split(batch_size):
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16"):
-            found.append(embed(model, normalize(part.to(device))).float())
+            found.append(see(model, normalize(part.to(device)))[0].float())
     return F.normalize(torch.cat(found), dim=-1)
 
 # %% ../../nbs/pretraining/03_neighbours.ipynb #0c6d7f81
