@@ -161,20 +161,20 @@ def test_what_was_passed_over_is_counted(sets, tmp_path, capsys):
     report = verify(root)
     assert report.problems == () and report.frames == 25
     assert set(report.passed) == {
-        "2 .heic files, which are not read (first: a.heic)",
-        "1 .zip files, which are not read (first: c.zip)",
-        "1 .txt files, which are not read (first: e.txt)",
-        "2 hidden files and folders, and those of disk stations (first: .f.mp4)",
-        "1 links that lead back, or to a folder that is read already (first: loop)",
-        "1 pictures beside clips (first: d.webp)",
-        "1 clips of one frame, which show no time (first: one.mp4)",
+        ".heic files, which are not read: 2 (first: a.heic)",
+        ".zip files, which are not read: 1 (first: c.zip)",
+        ".txt files, which are not read: 1 (first: e.txt)",
+        "hidden files and folders, and those of disk stations: 2 (first: .f.mp4)",
+        "links that lead back, or to a folder that is read already: 1 (first: loop)",
+        "pictures beside clips: 1 (first: d.webp)",
+        "clips that show no time, which training does not take: 1 (first: one.mp4)",
     }
     main(["verify", str(root), "--json", str(tmp_path / "r.json")])
     out = capsys.readouterr().out
-    assert "nothing is damaged\npassed over:\n" in out and "  2 .heic files" in out
+    assert "nothing is damaged\npassed over:\n" in out and "  .heic files, which are not read: 2" in out
     assert json.loads((tmp_path / "r.json").read_text())["passed"] == list(report.passed)
     main(["show", str(root)])
-    assert "passed over: 2 .heic files" in capsys.readouterr().out
+    assert "passed over: .heic files, which are not read: 2" in capsys.readouterr().out
     assert "nothing was passed over" in str(verify(root / "dog"))
 
 
@@ -207,7 +207,7 @@ def test_masks_without_a_frame(tmp_path):
     masks(tmp_path / "masks/a", range(4))
     report = verify(tmp_path)
     assert (report.masks, report.problems) == (2, ())
-    assert report.passed == ("2 masks that belong to no frame (first: masks/a)",)
+    assert report.passed == ("masks that belong to no frame: 2 (first: masks/a)",)
 
 
 def test_show_says_where_a_rate_comes_from(sets, tmp_path, capsys):

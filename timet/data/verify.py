@@ -155,11 +155,11 @@ class Report:
 
 # %% ../../nbs/data/07_verify.ipynb #9738dcab
 def _look_again(sources: Sources) -> None:
-    "Add to what was passed over: clips of one frame, and masks without a frame."
+    "Add to what was passed over: clips in which no time passes, and masks without a frame."
     for source in sources:
         try:
-            if source.num_frames == 1:
-                sources.passed.add("clips of one frame, which show no time", source.path)
+            if source.num_frames == 1 or getattr(source, "timeless", ""):
+                sources.passed.add("clips that show no time, which training does not take", source.path, loud=True)
             masks = list_files(source.mask_folder, MASKS) if source.mask_folder else []
             if stray := len(masks) - len(source.mask_files):
                 sources.passed.add("masks that belong to no frame", source.mask_folder, stray)

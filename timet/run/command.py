@@ -73,10 +73,6 @@ def command(
     "The `main` of a command: read the line, check every value, run; see `run_command` for what it makes of errors."
 
     def main(argv: list[str] | None = None) -> None:
-        for stream in (sys.stdout, sys.stderr):  # a file's name need not be text; see `printable`
-            if hasattr(stream, "reconfigure"):
-                stream.reconfigure(errors="backslashreplace")
-
         def job() -> None:
             words = sys.argv[1:] if argv is None else argv
             settings = parse(config, words, f"python -m {name}") if read is None else read(words)

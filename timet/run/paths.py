@@ -31,6 +31,7 @@ def existing(
     except (OSError, RuntimeError, ValueError) as error:
         reason = printable((getattr(error, "strerror", None) or str(error)).lower())
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", given):
+        given = re.sub(":/+", "://", given, count=1)  # a `Path` has lost one
         raise TimetError(
             f"{given} is an address, and URLs are not read; download it, then give {wanted} on this machine"
         )
@@ -155,8 +156,8 @@ class PassedOver:
     def lines(
         self,
         loud: bool = False,  # Only what the user may have meant to be read
-    ) -> list[str]:  # `2 .heic files, which are not read (first: a.heic)`
-        return [f"{n:,} {why} (first: {first})" for why, (n, first, word) in self.found.items() if word or not loud]
+    ) -> list[str]:  # `.heic files, which are not read: 2 (first: a.heic)`
+        return [f"{why}: {n:,} (first: {first})" for why, (n, first, word) in self.found.items() if word or not loud]
 
     def __str__(self) -> str:  # One line for a run; empty where nothing is worth a word
         return "passed over: " + "; ".join(self.lines(loud=True)) if self.lines(loud=True) else ""
