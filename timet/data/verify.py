@@ -18,16 +18,29 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import tyro
 from annotated_types import Gt, Le
+from PIL import Image, UnidentifiedImageError
 
 from ..core import TimetError, printable, progress, write_json
 from .find import Sources, find_sources
-from .source import MASKS, Source, VideoSource, list_files, read_image, read_mask
+from .source import MASKS, Source, VideoSource, list_files, read_mask
 from .video import VideoError, check_file, decode, scan
 from ..run.check import Count, Natural, Positive
 from ..run.command import command
 from ..run.paths import misnamed
 
 # %% ../../nbs/data/07_verify.ipynb #fd75670e
+def _why_broken(path: Path) -> str:
+    "What Pillow says of a JPEG that FFmpeg does not take."
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+    except UnidentifiedImageError:
+        return "cannot be read as a picture (no picture of a known kind)"
+    except (OSError, SyntaxError, ValueError) as error:
+        return f"cannot be read as a picture ({error})"
+    return "is damaged: some of its codes make no sense"
+
+
 def _check_picture(source: Source, number: int) -> tuple[int, int]:
     "Height and width of a frame that the loader's reader takes and that decodes without a remark."
     import av
@@ -43,8 +56,7 @@ def _check_picture(source: Source, number: int) -> tuple[int, int]:
                 for _ in picture.decode(video=0):
                     pass
         except (av.FFmpegError, IndexError):
-            read_image(path)  # where Pillow knows the reason, it says it
-            raise VideoError(f"{path} is damaged: some of its codes make no sense; fetch it again") from None
+            raise VideoError(f"{path} {_why_broken(path)}; fetch it again or leave it out") from None
     return source.frames([number]).shape[1:3]
 
 # %% ../../nbs/data/07_verify.ipynb #c68c03c2
@@ -178,7 +190,6 @@ def verify(
     Raises `TimetError` for a path that holds nothing to read.
     """
     sources = find_sources(path, split=split)
-    import torch  # noqa: F401  where it is loaded, pictures are decoded by it: as in training
 
     began, frames, masks = time.perf_counter(), 0, 0
     problems: list[tuple[str, str]] = []

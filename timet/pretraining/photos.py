@@ -112,7 +112,7 @@ def _photos_among(names: Sequence[str], read: Callable[[str], bytes], passed: Pa
             good.append(name)
     return good
 
-
+# %% ../../nbs/pretraining/01_photos.ipynb #1daaddc3
 def find_photos(
     path: str | Path,  # A folder, searched to its depth, or a `.zip`
 ) -> Album:
