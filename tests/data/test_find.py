@@ -546,7 +546,10 @@ def test_files_in_place_of_a_video(tmp_path):
     "text, words",
     [
         ("[" * 100_000, "cannot be read as JSON"),
-        ('{"videos": {"v": {"objects": {"500000000": {"category": "x"}}}}}', "names the object 500000000 of v"),
+        (
+            '{"videos": {"v": {"objects": {"500000000": {"category": "x"}}}}}',
+            "has the object '500000000' in v; objects are numbered as in the masks, 1 to 65535",
+        ),
         ("\0{}", "zero bytes"),
     ],
 )
@@ -557,12 +560,20 @@ def test_a_meta_json_that_is_too_much(tmp_path, text, words):
         find_sources(tmp_path)
 
 
-def test_odd_numbers_in_a_meta_json(tmp_path):
+@pytest.mark.parametrize("number", ["²", "0", "-1", "one", "65536"])
+def test_objects_that_no_mask_can_hold(tmp_path, number):
     frames(tmp_path / "JPEGImages/v", range(2))
-    (tmp_path / "meta.json").write_bytes(
-        '\ufeff{"videos": {"v": {"objects": {"²": {"category": "x"}, "1": {"category": "dog"}}}}}'.encode()
-    )
-    assert find_sources(tmp_path).classes == {0: "background", 1: "dog"}
+    meta(tmp_path / "meta.json", {"v": {number: "dog"}})
+    with pytest.raises(TimetError, match="objects are numbered as in the masks"):
+        find_sources(tmp_path)
+
+
+def test_a_meta_json_with_a_mark_in_front(tmp_path):
+    frames(tmp_path / "JPEGImages/v", range(2))
+    text = meta(tmp_path / "meta.json", {"v": {1: "dog"}}).read_text()
+    for coding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "meta.json").write_text(text, encoding=coding)
+        assert find_sources(tmp_path).classes == {0: "background", 1: "dog"}
 
 
 # real clips

@@ -360,9 +360,11 @@ def _objects(videos: object, path: Path) -> dict[str, dict[int, str]]:
     for name, video in videos.items() if isinstance(videos, dict) else ():
         objects = video.get("objects") if isinstance(video, dict) else None
         for number, entry in objects.items() if isinstance(objects, dict) else ():
-            if re.fullmatch("[0-9]+", number) and isinstance(entry, dict) and isinstance(entry.get("category"), str):
-                if len(number) > 9 or int(number) > 65535:
-                    raise TimetError(f"{path} names the object {number[:20]} of {name}; masks hold 0 to 65535, mend it")
+            if isinstance(entry, dict) and isinstance(entry.get("category"), str):
+                if not re.fullmatch("[0-9]{1,5}", number) or not 0 < int(number) <= 65535:  # what a mask can hold
+                    raise TimetError(
+                        f"{path} has the object {number[:20]!r} in {name}; objects are numbered as in the masks, 1 to 65535"
+                    )
                 found.setdefault(name, {})[int(number)] = entry["category"]
     return found
 
@@ -509,8 +511,8 @@ def _make(path: Path, name: str, folder: Folder | None, layout: str, fps: float 
 def _with_masks(source: Source, masks: str | None, meta: Meta | None) -> Source:
     "The same with its masks, where it has some."
     if masks is None and isinstance(source, SortedFolder):
-        beside = [name for name in list_files(source.path, MASKS) if is_mask(Path(source.path) / name)]
-        source.mask_folder = source.path if beside else None
+        beside = list_files(source.path, MASKS)[:3]
+        source.mask_folder = source.path if any(is_mask(Path(source.path) / name) for name in beside) else None
     if masks is None:
         return source
     found = vars(source) | {"mask_folder": masks}

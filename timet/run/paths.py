@@ -17,13 +17,18 @@ from pathlib import Path
 from ..core import TimetError, printable
 
 # %% ../../nbs/run/06_paths.ipynb #2b3386fa
+def _short(path: str | Path) -> str:
+    "A path for a sentence: one that fills the screen is cut."
+    text = printable(str(path))
+    return text if len(text) < 300 else f"{text[:100]}... ({len(text):,} letters)"
+
+
 def existing(
     path: str | Path,  # As the user gave it
     wanted: str,  # What should be there: `a video or a folder`
 ) -> Path:  # Absolute
     "The path, where something is there that can be looked at; raises `TimetError` otherwise."
-    given = printable(str(path))
-    given = given if len(given) < 300 else f"{given[:100]}... ({len(given):,} letters)"
+    given = _short(path)
     try:
         found = Path(os.path.abspath(Path(path).expanduser()))
         found.stat()
@@ -139,7 +144,7 @@ class PassedOver:
     ) -> None:
         inside = self.root and Path(path).is_relative_to(self.root) and path != self.root
         first = Path(path).relative_to(self.root) if inside else path
-        self.found.setdefault(why, [0, printable(str(first)), loud])[0] += count
+        self.found.setdefault(why, [0, _short(first), loud])[0] += count
 
     def not_read(self, path: str | Path) -> None:
         "A file of another kind, by its ending."
@@ -151,7 +156,7 @@ class PassedOver:
         "A folder or an entry that the system does not let us see."
         reason = (error.strerror or str(error)).lower()
         self.add(f"folders or files that cannot be looked at: {reason}", path, loud=True)
-        self.unseen.append(printable(f"{path} cannot be looked at: {reason}"))
+        self.unseen.append(f"{_short(path)} cannot be looked at: {reason}")
 
     def lines(
         self,
