@@ -402,8 +402,8 @@ def test_resume_refuses_a_folder_that_is_no_run(tmp_path: Path, text: str | None
 
 
 def test_bad_files_are_named_and_replaced(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
-    "Two of six are broken: the run ends well and says which, once."
-    data = tmp_path / "videos"
+    "Two of six are broken, in a folder whose name is no text: the run ends well and says which, once."
+    data = tmp_path / os.fsdecode(b"videos\xff")
     data.mkdir()
     for i in range(4):
         film(data / f"good_{i}.mp4", 12 + i)
@@ -419,7 +419,7 @@ def test_bad_files_are_named_and_replaced(tmp_path: Path, capsys: pytest.Capture
     assert set(load_checkpoint(run / LAST)["bad"]) == {"torn", "empty"}
     assert len(read_log(run / "log.jsonl")) == 6
     page = (run / "report.html").read_text()
-    assert "Clips that could not be read" in page and "torn" in page
+    assert "Clips that could not be read" in page and r"videos\udcff/torn.mp4" in page
 
 
 def test_nothing_usable_stops(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -159,6 +159,8 @@ def run(
     print(f"scores of {clips}; variant {config.variant}")
     if len(found) > b:
         print(f"{len(found) - b} videos without masks were left out")
+    if str(found.passed):
+        print(found.passed)
     scores = score_all(config, video)
     print(f"\n{format_table(scores)}\n")
     print(f"mIoU in %, mean ± deviation over {config.seeds} seed{'s' * (config.seeds > 1)}; "

@@ -42,7 +42,8 @@ def ready(
     if not config.resume:
         claim_folder(config.out, "pretrain", make=False)
     for path in filter(None, (config.images, config.check)):
-        find_photos(path)
+        if words := str(find_photos(path).passed):
+            print(f"{path}: {words}", flush=True)
     return config
 
 # %% ../nbs/08_pretrain.ipynb #6df54cd5

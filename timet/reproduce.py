@@ -230,7 +230,7 @@ def write_report(
     names = [path.name for path in files]
     text, result = as_markdown(plan, cells, names), as_json(plan, cells, {**more, "files": names})
     with atomic_write(out / f"{e.name}.md") as part:
-        part.write_text(text + "\n", encoding="utf-8")
+        part.write_text(text + "\n", "utf-8", "backslashreplace")
     write_json(out / f"{e.name}.json", result)
     print(f"\n{text}\nwritten: {out / e.name}.md and .json")
     return result

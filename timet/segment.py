@@ -90,7 +90,9 @@ def run(
     Raises `TimetError` as `segment` does, and where there is no such checkpoint.
     """
     settings, first = config.settings, os.environ.get("RANK", "0") == "0"
-    _films(config.video, settings.fps)  # wrong paths are told before a network is loaded
+    found = _films(config.video, settings.fps)  # wrong paths are told before a network is loaded
+    if first and str(found.passed):
+        print(found.passed, flush=True)
     if config.checkpoint is not None:
         find_checkpoint(config.checkpoint, config.backbone)
     network = _network(config.checkpoint, config.backbone, settings.seed)

@@ -91,6 +91,8 @@ def train(
     elif os.environ.get("RANK", "0") == "0":  # the others may find a folder that the first one has just made
         claim_folder(config.out, config.preset, make=False)
     clips, sources, _ = videos(config), held_out(config), config.resume or find_weights(config.weights)
+    if str(clips.passed) and os.environ.get("RANK", "0") == "0":
+        print(clips.passed, flush=True)
 
     from timet.backbone import export_backbone
     from timet.training.looks import finish

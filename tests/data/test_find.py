@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from trees import SIZE, frames, ids, masks, meta, video
 
 from timet.core import TimetError
-from timet.data.find import Sources, draw_split, find_sources
+from timet.data.find import Sources, draw_split, find_sources, listed_names
 from timet.data.source import VideoSource, read_image
+from timet.data.video import VideoError
 
 
 @pytest.mark.parametrize(
@@ -267,6 +269,311 @@ def test_a_foreign_meta_json_does_no_harm(tmp_path):
     ):
         (tmp_path / "meta.json").write_text(text)
         assert not find_sources(tmp_path).semantic
+
+
+# masks are masks, and frames stay frames
+
+
+def found_in(root: Path) -> dict[str, list[int]]:
+    "Clip -> numbers of its frames with a mask."
+    return {source.name: source.annotated.tolist() for source in find_sources(root)}
+
+
+@pytest.mark.parametrize(
+    "frames_in, masks_in, layout",
+    [
+        ("JPEGImages/480p/{}", "Annotations/480p/{}", "DAVIS"),
+        ("JPEGImages/{}", "Annotations/{}", "JPEGImages"),
+        ("{}/origin", "{}/mask", "VSPW"),
+        ("data/{}/origin", "data/{}/mask", "VSPW"),
+        ("{}", "{}/GroundTruth", "frame folders"),
+        ("{}", "GroundTruth/{}", "frame folders"),
+        ("JPEGImages/{}", "GroundTruth/{}", "JPEGImages"),
+        ("images/{}", "labels/{}", "frame folders"),
+        ("{}/rgb", "{}/Ground-Truth", "frame folders"),
+        ("{}", "{}", "frame folders"),
+    ],
+)
+def test_masks_of_a_set_are_masks_wherever_they_lie(tmp_path, frames_in, masks_in, layout):
+    for name in ("bear", "dog"):
+        frames(tmp_path / frames_in.format(name), range(4))
+        masks(tmp_path / masks_in.format(name), [0, 2], [0, 3])
+    found = find_sources(tmp_path)
+    assert (found.layout, [n.split("/")[-1] for n in found.names]) == (layout, ["bear", "dog"])
+    for source in found:
+        assert (source.num_frames, source.annotated.tolist()) == (4, [0, 2])
+        np.testing.assert_array_equal(source.masks([2])[0], ids([0, 3]))
+        np.testing.assert_array_equal(source.frames([2])[0], read_image(tmp_path / frames_in.format(source.name.split("/")[-1]) / "00002.jpg"))  # fmt: skip
+    assert str(found.passed) == ""
+
+
+def test_vspw_knows_its_rate(tmp_path):
+    frames(tmp_path / "v/origin", range(4))
+    assert find_sources(tmp_path)[0].fps == find_sources(tmp_path / "v/origin")[0].fps == 15
+
+
+def test_masks_with_a_word_behind_the_name_of_their_frame(tmp_path):
+    frames(tmp_path / "cars", range(1, 5), "cars_{:02d}.jpg")
+    masks(tmp_path / "cars/GroundTruth", [1, 4], pattern="cars_{:02d}_gt.png")
+    assert found_in(tmp_path) == {"cars": [0, 3]}
+
+
+@pytest.mark.parametrize("inside", ["depth", "optical_flow", "normals", "dpt_large"])
+def test_a_folder_of_frames_stays_one_whatever_lies_below(tmp_path, inside):
+    for name in ("bear", "dog"):
+        frames(tmp_path / name, range(4))
+        frames(tmp_path / name / inside, range(4), "{:05d}.png")
+    found = find_sources(tmp_path)
+    assert found.names == ["bear", "dog"] and [s.num_frames for s in found] == [4, 4]
+    assert f"folders of pictures that go with frames: depth, flow and the like: 2 (first: bear/{inside})" in str(
+        found.passed
+    )
+
+
+def test_what_lies_beside_frames_in_folders_of_its_own(tmp_path):
+    for part, ending in {"rgb": "jpg", "depth": "png", "flow": "jpg", "Labels": "png"}.items():
+        (masks if part == "Labels" else frames)(tmp_path / "v" / part, range(4), pattern="{:05d}." + ending)
+    found = find_sources(tmp_path)
+    assert found_in(tmp_path) == {
+        "v": [0, 1, 2, 3]
+    } and "folders of pictures that go with frames: depth, flow and the like: 2" in str(found.passed)
+
+
+def test_a_word_alone_makes_no_mask(tmp_path):
+    "Somebody's classes are called mask and no_mask, depth and normal."
+    for kind in ("mask", "no_mask", "depth", "normal"):
+        video(tmp_path / kind / f"{kind}_1.mp4", 2)
+        frames(tmp_path / kind / f"{kind}_2", range(2))
+    assert len(find_sources(tmp_path)) == 8
+
+
+def test_masks_that_cannot_be_used_are_named(tmp_path):
+    for i in (1, 2):  # SegTrack v2: a folder for each object
+        masks(tmp_path / f"a/GroundTruth/bear/{i}", range(4))
+    frames(tmp_path / "a/JPEGImages/bear", range(4))
+    frames(tmp_path / "b/leftImg8bit/train/ulm", range(4), "ulm_{:06d}_leftImg8bit.png")
+    masks(tmp_path / "b/gtFine/train/ulm", range(4), pattern="ulm_{:06d}_gtFine_labelIds.png")
+    video(tmp_path / "c/videos/x.mp4", 3)
+    video(tmp_path / "c/masks/x.mp4", 3)
+    masks(tmp_path / "d/masks/x", range(3))
+    for root, first in {"a": "GroundTruth/bear/1", "b": "gtFine/train/ulm", "c": "masks"}.items():
+        found = find_sources(tmp_path / root)
+        assert len(found) == 1 and not found[0].has_masks
+        assert f"by their names: {1 + (root == 'a')} (first: {first}" in str(found.passed)
+        with pytest.raises(TimetError, match=r"and no masks; .*go with no clip"):
+            found.labelled()
+    with pytest.raises(TimetError, match="passed over: folders of masks without frames: 1"):
+        find_sources(tmp_path / "d")
+
+
+def test_the_folder_of_masks_is_not_taken_for_frames(sets):
+    for inside in ("Annotations", "Annotations/480p", "Annotations/480p/dog"):
+        frames_in = sets / "DAVIS17" / inside.replace("Annotations", "JPEGImages")
+        with pytest.raises(TimetError, match=f"holds masks, and their frames are in {frames_in}; give that folder"):
+            find_sources(sets / "DAVIS17" / inside)
+    frames(sets / "fbms/cars", range(3))
+    masks(sets / "fbms/cars/GroundTruth", range(3))
+    with pytest.raises(TimetError, match=r"their frames are in .*/fbms/cars; give"):
+        find_sources(sets / "fbms/cars/GroundTruth")
+
+
+def test_two_sizes_with_masks_in_both(sets):
+    found = find_sources(sets / "DAVIS17")
+    assert [s.size for s in found] == [SIZE, SIZE] and str(found.passed) == ""
+    assert any("folders of frames that are there in another size" in line for line in found.passed.lines())
+
+
+@pytest.mark.parametrize("second", ["{:05d}.png", "{:05d}.webp", "flow_x_{:05d}.jpg", "{:05d}_depth.png"])
+def test_two_pictures_for_one_frame_are_refused(tmp_path, second):
+    frames(tmp_path / "v", range(4))
+    frames(tmp_path / "v", range(4), second)
+    source = find_sources(tmp_path)[0]
+    with pytest.raises(VideoError, match=r"holds several pictures for one frame, such as .* and .*; keep frames"):
+        source.frames([0])
+
+
+def test_loose_pictures_of_two_cameras_are_one_folder(tmp_path):
+    for pattern in ("IMG_{:04d}.jpg", "_DSC{:04d}.JPG", "@{:04d}.png"):
+        frames(tmp_path / "v", {"I": [1, 2, 7], "_": [1, 3], "@": [4, 5]}[pattern[0]], pattern)
+    assert find_sources(tmp_path)[0].num_frames == 7
+
+
+def test_pictures_above_clips(tmp_path):
+    frames(tmp_path / "clips/bear", range(3))
+    frames(tmp_path / "clips", [1, 2], "poster.jpg")
+    found = find_sources(tmp_path / "clips")
+    assert found.names == ["bear"] and found.passed.lines() == ["pictures beside clips: 1 (first: poster.jpg)"]
+    frames(tmp_path / "clips", range(10, 13))  # numbered: a clip of its own
+    assert find_sources(tmp_path / "clips").names == ["bear", "clips"]
+    for name in ("a1", "a2"):
+        video(tmp_path / f"films/{name}.mp4", 2)
+        frames(tmp_path / "films", [1], f"{name}.jpg")  # previews, as downloaders write them
+    found = find_sources(tmp_path / "films")
+    assert found.names == ["a1", "a2"] and found.passed.lines() == ["pictures beside clips: 2 (first: a1.jpg)"]
+
+
+def test_parts_below_a_word_for_frames(tmp_path):
+    for part in ("train", "val"):
+        frames(tmp_path / "leftImg8bit" / part / "ulm", range(2))
+    with pytest.raises(TimetError, match=r"leftImg8bit/train \(1 clips\), leftImg8bit/val \(1 clips\)"):
+        find_sources(tmp_path)
+    assert find_sources(tmp_path, split="val").names == ["ulm"]
+
+
+# numbers of masks
+
+
+@pytest.mark.parametrize("numbers", [range(1, 13), [1, 5, 9], [5, 10], [12]])
+def test_masks_of_a_film_that_are_not_counted_from_0(tmp_path, numbers):
+    video(tmp_path / "videos/a.mp4", 12)
+    masks(tmp_path / "masks/a", numbers, pattern="{:06d}.png")
+    found = find_sources(tmp_path)
+    with pytest.raises(VideoError, match=rf'numbered from {min(numbers)} and the frames of .* write {{"first_mask": 1}} into .*meta.json'):  # fmt: skip
+        found.labelled()
+    assert found[0].frames([0]).shape == (1, *SIZE, 3)  # training needs no masks
+    (tmp_path / "meta.json").write_text('{"first_mask": 1}')
+    source = find_sources(tmp_path)[0]
+    assert source.annotated.tolist() == [n - 1 for n in numbers]
+    assert find_sources(tmp_path / "videos/a.mp4")[0].annotated.tolist() == [n - 1 for n in numbers]
+    (tmp_path / "meta.json").write_text('{"first_mask": 0}')
+    source = find_sources(tmp_path)[0]
+    if max(numbers) < 12:
+        assert source.annotated.tolist() == list(numbers)
+    else:
+        with pytest.raises(VideoError, match="belongs to frame 12, the last frame is 11"):
+            source.masks([0])
+
+
+def test_other_counts_of_masks(tmp_path):
+    video(tmp_path / "videos/a.mp4", 4)
+    masks(tmp_path / "masks/a", [0, 1], pattern="{:03d}_1.png")
+    with pytest.raises(VideoError, match=r"several masks for one frame, 000_1.png and 001_1.png"):
+        (tmp_path / "meta.json").write_text('{"first_mask": 1}')
+        find_sources(tmp_path)[0].masks([0])
+    for text in ('{"first_mask": -1}', '{"first_mask": "1"}', '{"first_mask": true}'):
+        (tmp_path / "meta.json").write_text(text)
+        with pytest.raises(TimetError, match="first_mask must be a whole number from 0"):
+            find_sources(tmp_path)
+    frames(tmp_path / "x/frames/b", range(1, 5))
+    masks(tmp_path / "x/masks/b", range(4))
+    with pytest.raises(
+        VideoError, match=r"as many masks as .* 00000.png has no frame .*00001.jpg.* counted differently"
+    ):
+        find_sources(tmp_path / "x")[0].masks([0])
+
+
+# files as they come
+
+
+def test_names_that_are_no_text(tmp_path):
+    odd = os.fsdecode(b"caf\xe9")
+    video(tmp_path / "v/videos/good.mp4", 4).rename(tmp_path / "v/videos" / f"{odd}.mp4")
+    video(tmp_path / "v/videos/good.mp4", 4)
+    frames(tmp_path / "v" / odd, range(2))
+    masks(tmp_path / "v/masks" / odd, range(4))
+    (tmp_path / "v/list.txt").write_bytes(b"caf\xe9\n")
+    found = find_sources(tmp_path / "v")
+    assert found.names == ["good", r"v/caf\udce9", r"videos/caf\udce9.mp4"] or sorted(found.names) == sorted(
+        ["good", r"caf\udce9", r"videos/caf\udce9.mp4"]
+    )
+    for source in found:
+        assert source.frames([0, 1]).shape == (2, *SIZE, 3)
+    assert sum(source.has_masks for source in found) == 2
+    "".join(found.names).encode()
+    assert len(find_sources(tmp_path / "v", split="train67")) == 2
+
+
+@pytest.mark.parametrize("coding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-be"])
+def test_lists_with_spaces_in_any_coding(tmp_path, coding):
+    for name in ("a", "a b", "größe 2"):
+        frames(tmp_path / "JPEGImages" / name, range(2))
+    text = "a b\r\n\r\n größe 2 \r\na\r\n"
+    mark = "\ufeff".encode(coding) if coding == "utf-16-be" else b""
+    (tmp_path / "mine.txt").write_bytes(mark + text.encode(coding))
+    assert find_sources(tmp_path, split="mine").names == ["a b", "größe 2", "a"]
+
+
+def test_lines_of_lists(tmp_path):
+    def said(text: str) -> list[str]:
+        (tmp_path / "l.txt").write_text(text)
+        return listed_names(tmp_path / "l.txt", lambda file: file.parent.name)
+
+    assert said("/JPEGImages/480p/a b/00000.jpg /Annotations/480p/a b/00000.png\n/JPEGImages/480p/a b/00001.jpg x") == [
+        "a b"
+    ]
+    assert said("Apply Eye/v 1.avi 3\nb.mp4") == ["Apply Eye/v 1", "b"]
+    with pytest.raises(TimetError, match="is empty; give one name a line"):
+        said(" \n\n")
+    for name in ("a", "b"):
+        video(tmp_path / "v" / f"{name}.avi".replace("avi", "mp4"), 2)
+    (tmp_path / "l.txt").write_text("b 7\na.mp4 3\n")
+    assert find_sources(tmp_path / "v", split=str(tmp_path / "l.txt")).names == ["b", "a"]
+
+
+@pytest.mark.parametrize("split", ["", "x" * 5000, "../..", "/nowhere", "**", "[", "a\0b"])
+def test_splits_that_name_nothing(tmp_path, split):
+    frames(tmp_path / "d/JPEGImages/v", range(2))
+    with pytest.raises(TimetError, match=r"must name one folder or list|several parts"):
+        find_sources(tmp_path / "d/JPEGImages/v", split=split)
+
+
+def test_files_in_place_of_a_video(tmp_path):
+    film = video(tmp_path / "a.mp4", 3)
+    picture = frames(tmp_path / "f", [0, 1]) / "00000.jpg"
+    moving = [Image.fromarray(np.full((8, 8, 3), v, np.uint8)) for v in (0, 99, 200)]
+    moving[0].save(tmp_path / "a.webp", save_all=True, append_images=moving[1:])
+    moving[0].save(tmp_path / "a.png", save_all=True, append_images=moving[1:])
+    moving[0].save(tmp_path / "a.gif", save_all=True, append_images=moving[1:])
+    (tmp_path / "b.jpg").write_bytes(film.read_bytes())
+    (tmp_path / "b.mp4").write_bytes(picture.read_bytes())
+    for name, words in {
+        "a.webp": "is an animated WebP picture",
+        "a.png": "is an animated PNG picture",
+        "b.jpg": "holds an MP4 film and is named .jpg",
+        "b.mp4": "holds a JPEG picture and is named .mp4",
+        "f/00001.jpg": "is one picture",
+    }.items():
+        with pytest.raises(TimetError, match=words):
+            find_sources(tmp_path / name)
+    assert find_sources(tmp_path / "a.gif")[0].num_frames == 3
+    with pytest.raises(TimetError, match="is a device or a pipe"):
+        find_sources("/dev/null")
+    with pytest.raises(TimetError, match="is an address"):
+        find_sources("https://example.org/film.mp4")
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("[" * 100_000, "cannot be read as JSON"),
+        (
+            '{"videos": {"v": {"objects": {"500000000": {"category": "x"}}}}}',
+            "has the object '500000000' in v; objects are numbered as in the masks, 1 to 65535",
+        ),
+        ("\0{}", "zero bytes"),
+    ],
+)
+def test_a_meta_json_that_is_too_much(tmp_path, text, words):
+    frames(tmp_path / "v", range(2))
+    (tmp_path / "meta.json").write_text(text)
+    with pytest.raises(TimetError, match=words):
+        find_sources(tmp_path)
+
+
+@pytest.mark.parametrize("number", ["²", "0", "-1", "one", "65536"])
+def test_objects_that_no_mask_can_hold(tmp_path, number):
+    frames(tmp_path / "JPEGImages/v", range(2))
+    meta(tmp_path / "meta.json", {"v": {number: "dog"}})
+    with pytest.raises(TimetError, match="objects are numbered as in the masks"):
+        find_sources(tmp_path)
+
+
+def test_a_meta_json_with_a_mark_in_front(tmp_path):
+    frames(tmp_path / "JPEGImages/v", range(2))
+    text = meta(tmp_path / "meta.json", {"v": {1: "dog"}}).read_text()
+    for coding in ("utf-8-sig", "utf-16"):
+        (tmp_path / "meta.json").write_text(text, encoding=coding)
+        assert find_sources(tmp_path).classes == {0: "background", 1: "dog"}
 
 
 # real clips

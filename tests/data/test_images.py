@@ -135,8 +135,13 @@ def test_what_is_missing_is_said(tmp_path):
     (base / "JPEGImages" / f"{NAMES[1]}.jpg").unlink()
     with pytest.raises(TimetError, match=f"lacks 1 of the 2 pictures asked for, first {NAMES[1]}"):
         find_images(base)
-    with pytest.raises(TimetError, match="cannot find the folder"):
+    with pytest.raises(TimetError, match="it is not there; give the folder of Pascal VOC"):
         find_images(base / "nowhere")
+    with pytest.raises(TimetError, match="is an address, and URLs are not read"):
+        find_images("https://example.org/VOC2012")
+    (tmp_path / "VOC.zip").write_bytes(b"PK\x03\x04")
+    with pytest.raises(TimetError, match="is a zip archive; unpack it and give the folder"):
+        find_images(tmp_path / "VOC.zip")
     (tmp_path / "empty").mkdir()
     with pytest.raises(
         TimetError, match=r"looked for JPEGImages with SegmentationClass .* images with .* labelled videos"
@@ -234,3 +239,14 @@ def test_real_davis(real_clips):
     found = find_images(real_clips / "davis16", per_video=2)
     assert found.has_masks and found.layout == "frames of DAVIS"
     assert found.image(0).shape[:2] == found.mask(0).shape
+
+
+def test_lists_and_classes_in_utf_16(tmp_path):
+    for part in ("images", "masks"):
+        (tmp_path / part).mkdir()
+        for name in ("a b", "c"):
+            Image.fromarray(np.ones((8, 8), np.uint8)).save(tmp_path / part / f"{name}.png")
+    (tmp_path / "val.txt").write_text("a b\r\n", encoding="utf-16")
+    (tmp_path / "classes.txt").write_text("ground\nsky\n", encoding="utf-8-sig")
+    found = find_images(tmp_path, "val")
+    assert [item.name for item in found] == ["a b"] and found.classes == {0: "ground", 1: "sky"}

@@ -1,16 +1,19 @@
 """Everything is read once: what is damaged is told, and nothing is changed."""
 
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 from PIL import Image
-from trees import SIZE, masks, picture, video
+from trees import SIZE, frames, masks, picture, video
 
+from timet.data import source as readers
 from timet.data.find import find_sources
 from timet.data.verify import check_source, main, verify
+from timet.data.video import VideoError
 
 
 def test_nothing_is_written(sets):
@@ -95,6 +98,141 @@ def test_show(sets, capsys):
     main(["show", str(sets / "videos_tree"), "--most", "2"])
     out = capsys.readouterr().out
     assert "is not a video" in out and "... and 1 more" in out
+
+
+# as training reads
+
+
+def test_every_frame_is_read_by_the_reader_of_training(tmp_path, monkeypatch):
+    video(tmp_path / "a.mp4", 30, noisy=True)
+    asked = []
+    reader = readers.read_frames
+
+    def broken(path, *, index):
+        asked.append(list(index))
+        if 17 in index:
+            raise VideoError(f"{path}: frame 17 is not to be had")
+        return reader(path, index=index)
+
+    monkeypatch.setattr(
+        readers, "read_frames", lambda path, *, index: asked.append(list(index)) or reader(path, index=index)
+    )
+    assert verify(tmp_path).problems == ()
+    assert asked[0] == list(range(30)) and asked[1] == [0, 4, 8, 12, 16, 20, 24, 29]
+    monkeypatch.setattr(readers, "read_frames", broken)  # FFmpeg alone finds nothing wrong with it
+    assert [reason.split(": ")[1] for _, reason in verify(tmp_path).problems] == ["frame 17 is not to be had"]
+
+
+def test_a_film_whose_jumps_lead_elsewhere(tmp_path, monkeypatch):
+    video(tmp_path / "a.mp4", 30, noisy=True)
+    reader = readers.read_frames
+
+    def late(path, *, index):
+        off = np.diff(index).max() > 1
+        return reader(path, index=np.minimum(np.asarray(index) + off, 29))
+
+    monkeypatch.setattr(readers, "read_frames", late)
+    assert "frame 0 is another one when it is jumped to" in verify(tmp_path).problems[0][1]
+
+
+def test_frames_of_a_folder_are_read_by_the_reader_of_training(sets, monkeypatch):
+    root, pixels = sets / "DAVIS17", readers._pixels
+
+    def broken(path):
+        if path.endswith("dog/00002.jpg"):
+            raise VideoError(f"{path} is not to be had")
+        return pixels(path)
+
+    monkeypatch.setattr(readers, "_pixels", broken)
+    (problem,) = verify(root).problems
+    assert problem[0] == "dog" and problem[1].endswith("dog/00002.jpg is not to be had")
+
+
+# what was passed over
+
+
+def test_what_was_passed_over_is_counted(sets, tmp_path, capsys):
+    root = sets / "videos_tree"
+    for name in ("a.heic", "b.HEIC", "c.zip", "d.webp", "e.txt", ".f.mp4", "@eaDir/g.mp4"):
+        (root / name).parent.mkdir(exist_ok=True)
+        (root / name).write_bytes(b"x")
+    (root / "loop").symlink_to(root)
+    video(root / "one.mp4", 1)
+    report = verify(root)
+    assert report.problems == () and report.frames == 25
+    assert set(report.passed) == {
+        ".heic files, which are not read: 2 (first: a.heic)",
+        ".zip files, which are not read: 1 (first: c.zip)",
+        ".txt files, which are not read: 1 (first: e.txt)",
+        "hidden files and folders, and those of disk stations: 2 (first: .f.mp4)",
+        "links that lead back, or to a folder that is read already: 1 (first: loop)",
+        "pictures beside clips: 1 (first: d.webp)",
+        "clips that show no time, which training does not take: 1 (first: one.mp4)",
+    }
+    main(["verify", str(root), "--json", str(tmp_path / "r.json")])
+    out = capsys.readouterr().out
+    assert "nothing is damaged\npassed over:\n" in out and "  .heic files, which are not read: 2" in out
+    assert json.loads((tmp_path / "r.json").read_text())["passed"] == list(report.passed)
+    main(["show", str(root)])
+    assert "passed over: .heic files, which are not read: 2" in capsys.readouterr().out
+    assert "nothing was passed over" in str(verify(root / "dog"))
+
+
+def test_what_cannot_be_looked_at_is_no_clean_bill(tmp_path, capsys):
+    video(tmp_path / "v/a.mp4", 3)
+    (tmp_path / "v/x").symlink_to("x")
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", str(tmp_path / "v")])
+    out = capsys.readouterr().out
+    assert stop.value.code == 1 and "nothing of this is damaged; not all could be looked at:" in out
+    assert "x cannot be looked at: too many levels of symbolic links" in out
+
+
+def test_files_under_a_wrong_name(tmp_path):
+    film, folder = video(tmp_path / "v/a.mp4", 3), frames(tmp_path / "v/f", range(3))
+    (folder / "00001.jpg").write_bytes(film.read_bytes())
+    still = [Image.fromarray(np.full((*SIZE, 3), v, np.uint8)) for v in (0, 200)]
+    still[0].save(folder / "00003.webp", save_all=True, append_images=still[1:])
+    (tmp_path / "v/b.mp4").write_bytes((folder / "00000.jpg").read_bytes())
+    (tmp_path / "v/c.mp4").write_bytes(b"PK\x03\x04 and so on")
+    said = {name: reason for name, reason in verify(tmp_path / "v").problems if name != "f"}
+    assert said["b"].endswith("b.mp4 holds a JPEG picture and is named .mp4; give it the ending of a picture")
+    assert said["c"].endswith("c.mp4 is a zip archive; unpack it and give the folder")
+    inside = [reason for name, reason in verify(tmp_path / "v").problems if name == "f"]
+    assert len(inside) == 2 and "00001.jpg holds an MP4 film" in inside[0] and "an animated WebP" in inside[1]
+
+
+def test_masks_without_a_frame(tmp_path):
+    frames(tmp_path / "frames/a", range(2))
+    masks(tmp_path / "masks/a", range(4))
+    report = verify(tmp_path)
+    assert (report.masks, report.problems) == (2, ())
+    assert report.passed == ("masks that belong to no frame: 2 (first: masks/a)",)
+
+
+def test_show_says_where_a_rate_comes_from(sets, tmp_path, capsys):
+    for path, words in {"videos_tree": "rate read", "MOSE": "rate assumed", "DAVIS17": "rate known of DAVIS"}.items():
+        main(["show", str(sets / path)])
+        assert capsys.readouterr().out.splitlines()[1].endswith(words)
+    main(["show", str(sets / "MOSE"), "--fps", "10"])
+    assert "10.00 fps  40x24, 4 masks, rate as given" in capsys.readouterr().out
+    video(tmp_path / "v/videos/a.mp4", 4)
+    masks(tmp_path / "v/masks/a", [1, 2])
+    main(["show", str(tmp_path / "v")])
+    assert "4 frames   24.00 fps  40x24, masks that cannot be used: the masks in" in capsys.readouterr().out
+
+
+def test_names_that_are_no_text_are_printed(tmp_path, capsys):
+    odd = os.fsdecode(b"caf\xe9")
+    video(tmp_path / "good.mp4", 3)
+    (tmp_path / f"{odd}.mp4").write_bytes((tmp_path / "good.mp4").read_bytes())
+    (tmp_path / f"{odd}2.mp4").write_bytes(b"no film")
+    (tmp_path / f"{odd}.heic").touch()
+    main(["show", str(tmp_path)])  # into a stream that takes UTF-8 and nothing else
+    with pytest.raises(SystemExit) as stop:
+        main(["verify", str(tmp_path)])
+    out = capsys.readouterr().out
+    assert stop.value.code == 1 and out.count(r"caf\udce9") >= 5
 
 
 # real clips

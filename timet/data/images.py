@@ -7,7 +7,6 @@ __all__ = ['VOC_CLASSES', 'PACKINGS', 'CLASS', 'CLASS_AUG', 'PictureSource', 'Pi
            'frames_as_images', 'find_images']
 
 # %% ../../nbs/data/03_images.ipynb #fe3dbbd0
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,7 @@ from PIL import Image
 from ..core import TimetError
 from .find import Sources, find_sources, listed_names
 from .source import IMAGES, MASKS, Source, list_files, read_image, white_is_object
+from ..run.paths import existing, misnamed, read_text
 
 # %% ../../nbs/data/03_images.ipynb #ea7b92f4
 VOC_CLASSES = (
@@ -237,7 +237,7 @@ def _plain(root: Path, split: str) -> Images:
     files = [file for item in items for file in item.mask_files]
     if white_is_object(files[:: max(1, len(files) // 8)], most=len(files)):
         items = _pair(names, pictures, [masks], white=True)
-    named = (root / "classes.txt").read_text(encoding="utf-8").split("\n") if (root / "classes.txt").is_file() else []
+    named = read_text(root / "classes.txt").split("\n") if (root / "classes.txt").is_file() else []
     return Images(items, root, "folders", split, dict(enumerate(n.strip() for n in named if n.strip())))
 
 # %% ../../nbs/data/03_images.ipynb #ae958e70
@@ -252,9 +252,10 @@ def find_images(
 
     Raises `TimetError` where nothing of a known layout is there, the split is unknown, or pictures or masks are missing.
     """
-    root = Path(os.path.abspath(Path(path).expanduser()))
+    wanted = "the folder of Pascal VOC or of your own pictures"
+    root = existing(path, wanted)
     if not root.is_dir():
-        raise TimetError(f"cannot find the folder {path}; give the folder of Pascal VOC or of your own pictures")
+        raise TimetError(f"{root} {misnamed(root, 'picture') or f'is a file; give {wanted}'}")
     above = [root, root / "VOC2012", root / "VOCdevkit/VOC2012", *sorted(root.glob("*/VOCdevkit/VOC2012"))]
     for layout, (pictures, lists) in PACKINGS.items():
         for base in [*above, *sorted(p.parent for p in root.glob("*/sets"))]:

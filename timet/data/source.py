@@ -126,7 +126,7 @@ def list_files(
     """
     try:
         with os.scandir(folder) as entries:
-            names = [e.name for e in entries if e.name[0] not in ".@$" and Path(e.name).suffix.lower() in kinds]
+            names = [e.name for e in entries if e.name[0] != "." and Path(e.name).suffix.lower() in kinds]
     except OSError as error:
         raise VideoError(f"cannot look into {folder}: {(error.strerror or str(error)).lower()}") from None
     return sorted(names, key=natural_key)

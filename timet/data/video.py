@@ -289,7 +289,7 @@ def read_with_decord(
         if np.abs(shown[:-1] - shown[-1] - info.starts[index]).max() > 0.005:
             return None
         return reader.get_batch(index.tolist()).asnumpy()
-    except (decord.DECORDError, RuntimeError):
+    except (decord.DECORDError, RuntimeError, UnicodeEncodeError):  # decord2 wants names in UTF-8
         return None
 
 # %% ../../nbs/data/00_video.ipynb #299bb0c3

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from ..core import TimetError
 from ..data.source import natural_key
+from ..run.paths import read_text
 
 # %% ../../nbs/paper/03_places.ipynb #b330db6b
 LOOKED_FOR = {  # Set -> what it looks like, and where it is to be had
@@ -54,12 +55,18 @@ def _folders(root: Path, depth: int = DEPTH) -> Iterator[Path]:
 
 
 def _lines(file: Path) -> int:
-    return sum(map(bool, map(str.strip, file.read_text(encoding="utf-8").splitlines()))) if file.is_file() else 0
+    return sum(map(bool, map(str.strip, read_text(file).splitlines()))) if file.is_file() else 0
 
 
 def _children(folder: Path) -> list[str]:
+    def is_folder(entry: os.DirEntry) -> bool:
+        try:
+            return entry.is_dir()
+        except OSError:  # a link to itself
+            return False
+
     try:
-        return sorted((e.name for e in os.scandir(folder) if e.is_dir()), key=natural_key)
+        return sorted((e.name for e in os.scandir(folder) if is_folder(e)), key=natural_key)
     except OSError:  # not there, or not ours to read
         return []
 

@@ -104,5 +104,5 @@ def keep(
     note = "; ".join(["pretrained by timet.pretrain", *[right(scores)] * bool(scores)])
     file = export_backbone(net, run.folder / f"{net.name}.safetensors", note=note)
     with atomic_write(file.with_suffix(".md")) as part:
-        part.write_text(card(run, scores), encoding="utf-8")
+        part.write_text(card(run, scores), "utf-8", "backslashreplace")
     return file

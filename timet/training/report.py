@@ -340,4 +340,4 @@ def write_report(
     for section in (_scores, _maps, _course, _usage, _facts):
         parts += section(report)
     with atomic_write(path) as part:
-        part.write_text(_PAGE.format(title=title, body="\n".join(parts)), encoding="utf-8")
+        part.write_text(_PAGE.format(title=title, body="\n".join(parts)), "utf-8", "backslashreplace")
