@@ -153,8 +153,6 @@ def run(
 
     Raises `TimetError` where there is no checkpoint, no video with masks, or a setting does not fit.
     """
-    from timet.eval.floors import format_floors, score_floors
-
     found = find_sources(config.data, fps=config.fps, split=config.split)
     sources = found.labelled()
     if "dataset" in config.protocol:  # refused before the backbone runs, not after
@@ -177,6 +175,8 @@ def run(
           f"{'tokens were kept from before' if there else 'one pass of the backbone'}")  # fmt: skip
     result = report(config, backbone, sources, video, scores)
     result["seconds"] = {"tokens": seconds, "scores": time.perf_counter() - start - seconds}
+
+    from timet.eval.floors import format_floors, score_floors  # the network's library is here by now
 
     def row(network: "nn.Module") -> dict[str, Any]:
         return format_row(score_all(config, load_tokens(config, network, sources)[0]))

@@ -192,7 +192,7 @@ def score_floors(
     backbone: "Backbone",  # That was scored
     data: Sequence[Sources | Images],  # All that was read
     score: Callable[[nn.Module], Row],  # Scores one network
-    more: Any = None,  # What the score depends on besides, as `floor_key` takes it
+    more: Callable[[nn.Module], Any] | None = None,  # Says what a network's score depends on besides
 ) -> dict[str, Row | str]:  # Floor -> row, or why there is none; empty with `--no-floors`
     "What the same question is worth without training."
     if config.no_floors:
@@ -210,7 +210,7 @@ def score_floors(
         if isinstance(network, str):
             continue
         make = (lambda name=name, network=network: ask(name, network)) if alone else None
-        row = kept_row(folder, lambda network=network: floor_key(config, network, data, more), make)
+        row = kept_row(folder, lambda network=network: floor_key(config, network, data, more and more(network)), make)
         rows[name] = "not known yet; the same command as one process computes it" if row is None else row
     return rows
 

@@ -145,7 +145,6 @@ def run(
     """
     from timet.eval.carried import score_davis, score_steps
     from timet.eval.davis import summarize
-    from timet.eval.floors import format_floors, score_floors
     from timet.eval.flow import FLOWS, flow_estimator
     from timet.eval.options import category_ids
 
@@ -169,6 +168,8 @@ def run(
         said = f"mean IoU in %, background left out, variant {config.variant}: mean over the frames of a video, then over videos"
         own = {name_step(row): [row["mean"]] for row in scores if row["method"] == "ff"}
     print(f"\n{table}\n\n{said}", *(f"left out: {line}" for line in left[:10]), sep="\n")
+    from timet.eval.floors import format_floors, score_floors  # the network's library is here by now
+
     floors = score_floors(config, backbone, [sources], lambda net: forward_row(config, net, sources)) if own else {}
     print(format_floors(own, floors), end="")
     report = {"settings": flat(config), "layout": sources.layout, "scores": scores, "left_out": left, "floors": floors}

@@ -110,8 +110,6 @@ def run(
 
     Raises `TimetError` where there is no checkpoint, no image with a mask, or a setting does not fit.
     """
-    from timet.eval.floors import format_floors, score_floors
-
     images = labelled_images(config, config.split)
     plan, backbone = VARIANTS[config.variant]["images"], config.open()
     kept, scores = score_network(config, backbone, images)
@@ -128,6 +126,8 @@ def run(
         used = score.settings
         print(f"K = {k}: {used['images']:,} images, k-means trained on {used['trained_on']:,} of {used['rows']:,} rows, "
               f"seeds {', '.join(map(str, used['seeds']))}")  # fmt: skip
+
+    from timet.eval.floors import format_floors, score_floors  # the network's library is here by now
 
     def row(found: Mapping[str, Score]) -> dict[str, Any]:
         return {f"K = {k}": score.values for k, score in found.items()}

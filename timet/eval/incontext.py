@@ -89,8 +89,6 @@ def run(
 
     Raises `TimetError` where the checkpoint or the data are not there, or a setting does not fit.
     """
-    from timet.eval.floors import format_floors, score_floors
-
     pair = image_pair(config.data, config.train_split, config.val_split, config.per_video)
     backbone = config.open()
     if (result := score_network(config, backbone, pair, announce=True)) is None:
@@ -100,6 +98,8 @@ def run(
         f"{len(pair[0])} images, {result.rows:,} patches in the memory; {len(pair[1])} images segmented, 255 ignored\n"
     )
     print(format_incontext(result))
+
+    from timet.eval.floors import format_floors, score_floors  # the network's library is here by now
 
     def row(found: "IncontextResult") -> dict[str, Any]:
         return {"mean": [found.direct], "mean, matched": [found.hungarian]}

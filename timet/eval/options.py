@@ -259,7 +259,7 @@ def read_line(
         check(asked, flags=True)
         known = flat(asked)
         changes = {n: v for n, v in (SMALL | smaller).items() if n in known}
-        small = parse(config, words, f"python -m {name}", default=adjust(asked, changes))
+        small = parse(config, words, f"python -m {name}", default=adjust(config(), changes))
         now = {n: v for n, v in flat(small).items() if n in changes and v == changes[n] != known[n]}
         if now and os.environ.get("RANK", "0") == "0":
             print(f"sample clips, a quick try: {say_words(now)} (a flag of your own wins)")

@@ -90,8 +90,6 @@ def run(
 
     Raises `TimetError` where the checkpoint or the data are not there, or a setting does not fit.
     """
-    from timet.eval.floors import format_floors, score_floors
-
     settings = config.settings()
     pair = image_pair(config.data, config.train_split, config.val_split, config.per_video)
     backbone = config.open()
@@ -100,6 +98,8 @@ def run(
     print(f"{backbone.name} ({backbone.source}), {config.head} head, {config.variant}: {settings.source}")
     print(f"{len(pair[0])} images to learn from, {len(pair[1])} to score, direct IoU, 255 ignored\n")
     print(format_probe(result))
+
+    from timet.eval.floors import format_floors, score_floors  # the network's library is here by now
 
     def row(found: "ProbeResult") -> dict[str, Any]:
         return {f"{settings.mask_size}x{settings.mask_size}": [found.miou], "full": [found.full_miou]}
