@@ -405,7 +405,7 @@ def test_the_command_prints_a_table_and_writes_json(voc, tmp_path, capsys):
     # colour tells these classes apart, and more clusters are purer
     colour = found["floors"]["mean patch colour"]
     assert np.mean(colour["K = 40"]) > 0.6 and set(colour) == {"K = 21", "K = 40"}
-    assert list(found["floors"]) == ["mean patch colour"]  # random weights are their own floor
+    assert found["floors"]["random weights"] == "that is this network itself, weight for weight"
     main(command(voc, tmp_path / "cache", "--k", 40, "--seeds", 2, "--no-floors"))
     assert "worth" not in capsys.readouterr().out
 

@@ -115,6 +115,8 @@ def floor_networks(
             found[name] = network
         elif twin:  # the start is one of the others
             found[f"{twin}, the start"] = found.pop(twin)
+        else:
+            found[name] = "that is this network itself, weight for weight"
     return found
 
 # %% ../../nbs/eval/07_floors.ipynb #ed2a0e3d
