@@ -114,6 +114,7 @@ def test_what_is_there_is_not_replaced(name, tmp_path, capsys):
         (tmp_path / "pipe", "is no plain file; choose another name"),
         (diary / "x" / "y.json", f"{diary} is no folder that can be written; choose another --out"),
         (tmp_path / ("x" * 300), "File name too long; choose another --out"),
+        (tmp_path / "gone" / ".." / "diary.json", "diary.json is there and is no report"),
     ]:
         before = {p: p.lstat().st_mtime_ns for p in tmp_path.rglob("*")}
         assert ends(name, "--out", out) == 2

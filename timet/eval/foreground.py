@@ -107,7 +107,10 @@ def open_gaze(
     try:
         return open_backbone(checkpoint)
     except TimetError as error:
-        raise TimetError(f"{error}; --attention own takes the gaze of the network itself") from None
+        reason = str(error).partition(": get ")[0]
+        raise TimetError(
+            f"{reason}; give --attention another checkpoint, or own for the gaze of the network itself"
+        ) from None
 
 # %% ../../nbs/eval/32_foreground.ipynb #002b7a31
 def score_network(

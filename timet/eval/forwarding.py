@@ -54,9 +54,7 @@ class ForwardingConfig(NetworkConfig):
     fps: Positive | None = None  # Frame folders: frames a second, where the guess is wrong
     most: Count | None = None  # Only the first so many videos
     batch_size: Count = 16  # Frames a forward pass
-    save: Path | None = (
-        None  # With --davis: write predicted masks in this folder, new or empty, as METHOD/VIDEO/FRAME.png
-    )
+    save: Path | None = None  # With --davis: write predicted masks to this folder, as METHOD/VIDEO/FRAME.png
 
     def check_together(self) -> None:
         "Raises `TimetError` where masks are to be written that nobody makes, or where there are files already."

@@ -54,7 +54,8 @@ def check_out(
     "Raises `TimetError` where a report cannot be written, or would replace what is none."
     if out is None:
         return
-    above = Path(out).absolute().parent
+    out = Path(os.path.abspath(out))  # a/../b is b, also where there is no a
+    above = out.parent
     try:
         if out.is_dir():
             raise TimetError(
@@ -121,6 +122,7 @@ class Asked:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "data", data_folder(self.data, "heldout"))
+        object.__setattr__(self, "out", self.out and Path(os.path.normpath(os.path.expanduser(self.out))))
         if self.checkpoint is None and self.on_samples:
             object.__setattr__(self, "checkpoint", str(samples_dir() / "weights/timet_tiny.safetensors"))
 
