@@ -175,6 +175,14 @@ def test_sample_clips_are_a_quick_try(name, capsys, tmp_path):
     assert elsewhere == usual and capsys.readouterr().out == ""
 
 
+@pytest.mark.parametrize("words", [["~nobody/run"], ["random", "--data", "~nobody/clips"]])
+def test_the_home_of_nobody(words, capsys):
+    with pytest.raises(SystemExit) as stop:
+        import_module("timet.evaluate").main(words)
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and err.count("\n") == 1 and "write the path out" in err
+
+
 def test_without_a_checkpoint_only_the_samples_can_be_tried(tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         import_module("timet.evaluate").main(["--data", str(tmp_path)])

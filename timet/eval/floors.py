@@ -9,6 +9,7 @@ __all__ = ['ELSEWHERE', 'Row', 'MeanColour', 'random_weights', 'find_start', 'op
 # %% ../../nbs/eval/07_floors.ipynb #cdd409fb
 import hashlib
 import json
+import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -70,7 +71,7 @@ def find_start(
     checkpoint: str,  # As given
 ) -> dict[str, Any] | None:  # What the run's settings say; `None` where it is no run, or they do not say it
     "How a run began."
-    path = Path(checkpoint).expanduser()
+    path = Path(os.path.expanduser(checkpoint))
     folder = path if path.is_dir() else path.parent if path.stem == "backbone" else None
     try:
         said = json.loads((folder / "config.json").read_text(encoding="utf-8")) if folder else {}

@@ -79,7 +79,7 @@ def check_export(
     checkpoint: str,  # As given
 ) -> None:
     "Raises `TimetError` for a JSON file that is not the one of an exported network."
-    path = Path(checkpoint).expanduser()
+    path = Path(os.path.expanduser(checkpoint))
     if path.suffix != ".json" or not path.is_file():
         return
     try:
@@ -138,6 +138,9 @@ class Asked:
         "Raises `TimetError` where there is no such checkpoint, or `--out` cannot be written; nothing heavy is opened."
         if self.checkpoint is None:
             raise TimetError("name what is evaluated: a run folder, a file of weights, a network's name, or random")
+        for path in (self.checkpoint, str(self.data)):
+            if os.path.expanduser(path).startswith("~"):
+                raise TimetError(f"{path} begins with the home folder of nobody who is known here; write the path out")
         check_export(self.checkpoint)
         find_checkpoint(self.checkpoint, self.backbone)
         check_out(self.out, self.overwrite)
