@@ -175,7 +175,7 @@ def test_sample_clips_are_a_quick_try(name, capsys, tmp_path):
     assert elsewhere == usual and capsys.readouterr().out == ""
 
 
-@pytest.mark.parametrize("words", [["~nobody/run"], ["random", "--data", "~nobody/clips"]])
+@pytest.mark.parametrize("words", [["~no-such-user/run"], ["random", "--data", "~no-such-user/clips"]])
 def test_the_home_of_nobody(words, capsys):
     with pytest.raises(SystemExit) as stop:
         import_module("timet.evaluate").main(words)
