@@ -61,7 +61,19 @@ def tiny():
 
 
 def command(davis, cache, *words):
-    return ["random", "--backbone", TINY, "--data", str(davis), "--cache", str(cache), "--num-frames", "3", *words]
+    return [
+        "random",
+        "--backbone",
+        TINY,
+        "--data",
+        str(davis),
+        "--cache",
+        str(cache),
+        "--num-frames",
+        "3",
+        "--no-floors",
+        *words,
+    ]
 
 
 # -- checkpoints

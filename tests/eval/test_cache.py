@@ -247,7 +247,19 @@ main(sys.argv[3:])
         "--device",
         "cpu",
     ]
-    words += ["--image-size", "48", "--mask-size", "24", "--num-frames", "1", "--protocol", "clip", "--seeds", "1"]
+    words += [
+        "--image-size",
+        "48",
+        "--mask-size",
+        "24",
+        "--num-frames",
+        "1",
+        "--protocol",
+        "clip",
+        "--seeds",
+        "1",
+        "--no-floors",
+    ]
     done = run_pair(code, str(root), str(tmp_path / "c"), *words, "--cache", str(tmp_path / "videos"))
     assert [d.returncode for d in done] == [0, 0], done[0].stderr + done[1].stderr
     first, second = (d.stdout.splitlines() for d in done)

@@ -291,7 +291,19 @@ def test_command_on_davis_layout(davis, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("timet.backbone.open_backbone", lambda *a, **k: Colours())
     monkeypatch.setattr("timet.eval.options.fingerprint", lambda model: "colours")
     before = sorted(str(p) for p in davis.rglob("*"))
-    common = ["colours", "--data", str(davis), "--split", "2017/val", "--image-size", "64", "--method", "copy", "ff"]
+    common = [
+        "colours",
+        "--data",
+        str(davis),
+        "--split",
+        "2017/val",
+        "--image-size",
+        "64",
+        "--method",
+        "copy",
+        "ff",
+        "--no-floors",
+    ]
     main([*common, "--delta-t", "0.05", "0.2", "9.0", "--out", str(tmp_path / "out" / "t.json")])
     text = capsys.readouterr().out
     assert "0.05 s" in text and "left out" in text and "objects as one foreground" in text
@@ -313,6 +325,11 @@ def test_command_on_davis_layout(davis, tmp_path, monkeypatch, capsys):
     pred = [np.asarray(Image.open(tmp_path / "saved" / "ff" / "pair" / f"{t:05d}.png")) for t in range(9)]
     again = davis_j_f(pred, truth)
     assert again.j.mean(1) == pytest.approx(scores["ff"]["videos"]["pair"]["J"])
+    with pytest.raises(SystemExit) as stop:  # what is there stays there
+        main([*common, "--davis", "--save", str(tmp_path / "saved")])
+    assert stop.value.code == 2 and "not empty; choose another --save, or add --overwrite" in capsys.readouterr().err
+    main([*common, "--davis", "--save", str(tmp_path / "saved"), "--overwrite"])
+    capsys.readouterr()
     main([*common, "--variant", "released", "--num-frames", "5"])
     assert "random" in capsys.readouterr().out
     assert [p for p in sorted(str(p) for p in davis.rglob("*")) if "/out" not in p and "/saved" not in p] == before

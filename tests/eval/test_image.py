@@ -386,7 +386,7 @@ def command(voc, cache, *words):
 
 def test_the_command_prints_a_table_and_writes_json(voc, tmp_path, capsys):
     out = tmp_path / "result.json"
-    main(command(voc, tmp_path / "cache", "--k", 21, 40, "--per-class", "--colour", "--seeds", 2, "--out", out))
+    main(command(voc, tmp_path / "cache", "--k", 21, 40, "--per-class", "--seeds", 2, "--out", out))
     text = capsys.readouterr().out
     for words in (
         "8 images",
@@ -394,7 +394,7 @@ def test_the_command_prints_a_table_and_writes_json(voc, tmp_path, capsys):
         "hungarian",
         "many-to-one",
         "aeroplane",
-        "mean colour, K = 40",
+        "what it is worth, %",
         "trained on 1,152 of 1,152",
     ):
         assert words in text, text
@@ -403,16 +403,17 @@ def test_the_command_prints_a_table_and_writes_json(voc, tmp_path, capsys):
     assert [row["k"] for row in rows] == [21, 40] and rows[0]["variant"] == "paper" and rows[0]["size"] == [100, 100]
     assert set(rows[1]["per_class"]) == {"background", "aeroplane", "bicycle", "bird"}
     # colour tells these classes apart, and more clusters are purer
-    colour = found["scores"]["mean colour"]
-    assert colour[1]["mean"] > 0.6
-    main(command(voc, tmp_path / "cache", "--k", 40, "--seeds", 2))
-    capsys.readouterr()
+    colour = found["floors"]["mean patch colour"]
+    assert np.mean(colour["K = 40"]) > 0.6 and set(colour) == {"K = 21", "K = 40"}
+    assert found["floors"]["random weights"] == "that is this network itself, weight for weight"
+    main(command(voc, tmp_path / "cache", "--k", 40, "--seeds", 2, "--no-floors"))
+    assert "worth" not in capsys.readouterr().out
 
 
 def test_the_command_on_frames_of_videos(tmp_path, capsys):
     from timet.core import samples_dir
 
-    words = ["--k", "gt", "--frames", 1, "--seeds", 1, "--variant", "released", "--no-cache"]
+    words = ["--k", "gt", "--frames", 1, "--seeds", 1, "--variant", "released", "--no-cache", "--no-floors"]
     main(command(samples_dir() / "heldout", tmp_path / "cache", *words))
     assert "12 images" in capsys.readouterr().out and not (tmp_path / "cache").exists()
 

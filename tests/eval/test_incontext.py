@@ -378,7 +378,9 @@ needs_images = pytest.mark.skipif(
 def test_command(tmp_path, capsys, options):
     weights, out = samples_dir() / "weights/timet_tiny.safetensors", tmp_path / "incontext.json"
     words = [str(weights), "--data", str(samples_dir() / "heldout"), "--image-size", "96", "--per-video", "2"]
-    room.main([*words, "--device", "cpu", "--no-cache", "--memory-size", "2000", "--out", str(out), *options])
+    room.main(
+        [*words, "--device", "cpu", "--no-cache", "--memory-size", "2000", "--out", str(out), "--no-floors", *options]
+    )
     said, report = capsys.readouterr().out, json.loads(out.read_text())
     assert said.startswith("memory: ") or "memory: " in said
     assert (

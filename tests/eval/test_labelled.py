@@ -89,7 +89,7 @@ def test_only_the_first_process_scores(voc, tmp_path, monkeypatch, capsys, name)
     made, room, out = [], ROOMS[name], tmp_path / "report.json"
     monkeypatch.setattr(room, "this_shard", lambda: (1, 2))
     tokens = options.stored_tokens
-    monkeypatch.setattr(options, "stored_tokens", lambda *a: made.append(len(a[2])) or tokens(*a))
+    monkeypatch.setattr(room, "stored_tokens", lambda *a: made.append(len(a[2])) or tokens(*a))
     extra = ["--no-augment"] if name == "incontext" else []
     weights = str(samples_dir() / "weights/timet_tiny.safetensors")
     room.main([weights, "--data", str(voc), "--out", str(out), *TINY, *OPTIONS[name], *extra])

@@ -50,6 +50,7 @@ def configure(
     checkpoint, backbone = found.checkpoint
     config = getattr(import_module(module), name)(checkpoint, data=place.path)
     values = asdict(compute) | {"backbone": backbone, "background": tuple(GROUNDS) if place.sample else ()}
+    values |= {"no_floors": True, "attention": "own"}  # the paper's other rows stand beside a number; each looks itself
     values |= dict(question.settings) | ({"split": place.split} if place.split else {})
     if question.data != "voc" and "train_split" in values:  # VOC has several; a set of videos has its own word for one
         values["train_split"] = place.train
