@@ -21,6 +21,7 @@ from einops import rearrange
 from PIL import Image, ImageOps
 
 from ..core import TimetError, progress
+from ..data.source import as_rgb
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -89,8 +90,7 @@ class Photos:
 def _decode(data: bytes, size: int) -> np.ndarray:
     "The middle square of a picture, upright `(size size 3)`."
     with Image.open(io.BytesIO(data)) as image:
-        upright = ImageOps.exif_transpose(image.convert("RGB") if image.mode != "RGB" else image)
-        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+        return np.asarray(ImageOps.fit(as_rgb(image), (size, size), Image.Resampling.BICUBIC))
 
 # %% ../../nbs/pretraining/01_photos.ipynb #8d5a9097
 def _fits(count: int, size: int) -> None:
@@ -129,7 +129,7 @@ def read_photos(
             pixels[i] = rearrange(_decode(album.read(names[i]), size), "h w c -> c h w")
             return i, ""
         except Exception as error:  # each format breaks in its own way
-            return i, f"{names[i]}: {type(error).__name__}"
+            return i, f"{names[i]}: {error if isinstance(error, TimetError) else type(error).__name__}"
 
     with ThreadPoolExecutor(workers) as pool:
         for i, why in progress(pool.map(one, range(many)), "reading photographs", "photo", many):
