@@ -235,7 +235,7 @@ class FrameCache:
     def path(self, source: Source) -> Path:
         "The file of a source; the source is looked at once."
         if source not in self.paths:
-            text = json.dumps([1, listing(source.path), source.rate, source.numbering, self.transform.kept_rule])
+            text = json.dumps([2, listing(source.path), source.rate, source.numbering, self.transform.kept_rule])
             key = hashlib.sha256(text.encode()).hexdigest()[:32]
             self.paths[source] = self.folder / key[:2] / f"{key}.frames"
         return self.paths[source]

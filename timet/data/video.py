@@ -150,6 +150,7 @@ class _Packets:
     length: float  # seconds, as the header says; 0 unknown
     rows: list["_Packet"]
     first: Any | None = None  # the first frame
+    heard: float = 0.0  # seconds until the last sound
 
 # %% ../../nbs/data/00_video.ipynb #d6a6441a
 @dataclass
@@ -180,6 +181,13 @@ def _read_packet(packet: Any, codec: str) -> _Packet:
         codec == "mpeg4" and bytes(data).count(b"\0\0\1\xb6") > 1,  # the mark in front of every frame
     )
 
+# %% ../../nbs/data/00_video.ipynb #33ab6fd8
+def _sizes(path: str, kind: str) -> tuple[int, int]:
+    "Bytes of a file, and how many it promises; 0 where it does not say."
+    with open(path, "rb") as file:
+        head = file.read(8)
+    return os.path.getsize(path), 8 + int.from_bytes(head[4:], "little") if kind == "avi" else 0
+
 # %% ../../nbs/data/00_video.ipynb #ca058629
 def _collect_packets(path: str) -> _Packets:
     import av
@@ -189,7 +197,12 @@ def _collect_packets(path: str) -> _Packets:
         streams = [s for s in film.streams.video if not s.disposition & av.stream.Disposition.attached_pic]
         if not streams:
             raise VideoError(f"{path} holds no pictures, only sound or data; give a file with a video stream")
-        stream, kind = streams[0], film.format.name.split(",")[0]
+        stream, heard, kind = streams[0], film.streams.audio, film.format.name.split(",")[0]
+        if kind in STREAMED and len(streams) > 1:
+            raise VideoError(
+                f"{path} holds {len(streams)} films, side by side or joined; "
+                "keep one with `ffmpeg -i FILE -map 0:v:0 -c copy OUT.ts`"
+            )
         found = _Packets(
             codec=stream.codec_context.codec.canonical_name,
             kind=kind,
@@ -199,10 +212,13 @@ def _collect_packets(path: str) -> _Packets:
             rate=float(stream.average_rate or stream.guessed_rate or 25),
             delay=bool(stream.codec_context.has_b_frames),
             promised=stream.frames if kind == "mov" else 0,
-            length=film.duration / av.time_base if film.duration and len(film.streams) == 1 else 0.0,
+            length=film.duration / av.time_base if film.duration and len(heard) + 1 == len(film.streams) else 0.0,
             rows=[],
         )
-        for packet in film.demux(stream):
+        for packet in film.demux([stream, *heard]):
+            if packet.stream_index != stream.index:
+                found.heard = max(found.heard, float((packet.dts or 0) * packet.time_base))
+                continue
             if found.first is None:
                 found.first = _first_frame(packet)
             if packet.size:
@@ -260,11 +276,14 @@ def _scan(path: str) -> VideoInfo:
         ) from None
     if len(found.rows) < found.promised:
         raise VideoError(f"{path} is cut short: {len(found.rows)} of {found.promised} frames are there; {again}")
+    size, whole = _sizes(path, found.kind)
+    if size < whole:
+        raise VideoError(f"{path} is cut short: {size:,} of {whole:,} bytes are there; {again}")
     if found.first is None or not found.rows:
         raise VideoError(f"{path} is damaged: no frame can be decoded; {again}")
     if any(row.pts is None for row in found.rows):
         raise VideoError(f"{path} has no timestamps; wrap it with `ffmpeg -i FILE -c copy OUT.mp4`")
-    if _begins_again(path, found.kind):
+    if _begins_again(path, found.kind, max(row.place + row.size for row in found.rows)):
         raise VideoError(
             f"{path} holds a second film behind the first, which no player shows (joined by `cat`?); "
             "keep the two apart, or join them with `ffmpeg -f concat`"
@@ -276,7 +295,7 @@ def _scan(path: str) -> VideoInfo:
     starts = (pts - pts[0]) * found.base
     fps = (len(pts) - 1) / starts[-1] if len(pts) > 1 else found.rate
     duration = starts[-1] + (max(shown)[1] * found.base or 1 / fps)
-    if found.length > 1.1 * duration + 0.5:
+    if found.length > 1.1 * max(duration, found.heard) + 0.5:
         raise VideoError(f"{path} is cut short: {duration:.1f} of {found.length:.1f} seconds are there; {again}")
     open_gop, size = _refers_back((row.pts, row.key) for row in found.rows), (found.first.height, found.first.width)
     held = way_up(found.first)
@@ -323,18 +342,14 @@ def _lies(found: _Packets) -> bool:
 HEADS = {"mov": b"ftyp", "flv": b"FLV\x01", "asf": bytes.fromhex("3026b2758e66cf11a6d900aa0062ce6c")}
 
 
-def _begins_again(path: str, kind: str) -> bool:
-    "Is there another head behind the first?"
+def _begins_again(path: str, kind: str, end: int) -> bool:
+    "Is there another head behind the last packet?"
     if kind not in HEADS:
         return False
-    head = HEADS[kind]
     with open(path, "rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
-        at = data.find(head, 16)
-        while at >= 0:
-            if kind != "mov" or data[at - 4 : at - 1] == b"\0\0\0":  # its length stands in front
-                return True
-            at = data.find(head, at + 1)
-    return False
+        at = data.find(HEADS[kind], max(end, 16))
+        # of MP4 its length stands in front
+        return at >= 0 and (kind != "mov" or data[at - 4 : at - 1] == b"\0\0\0")
 
 # %% ../../nbs/data/00_video.ipynb #585f7e13
 def unbroken(
@@ -476,7 +491,11 @@ def _numbered(film: Any, stream: Any, info: VideoInfo, key: int | None) -> Itera
     if key and key in (info.places or {}):
         number, packets = _from_key(film, stream, info.places[key])
     for packet in film.demux(stream) if packets is None else packets:
-        for single in unpack.filter(packet) if unpack and packet.size else [packet]:
+        try:
+            singles = unpack.filter(packet) if unpack and packet.size else [packet]
+        except av.FFmpegError:  # damaged
+            number, singles = number + 1, []
+        for single in singles:
             if single.size:
                 single.pts, single.dts = int(info.order[number]), None
                 number += 1
