@@ -111,6 +111,10 @@ def test_what_has_no_time_is_known_and_an_assumed_rate_is_said(tmp_path):
     said = assumed_rate(find_sources(good))
     assert "good" in said and "24 a second are assumed, give --fps" in said
     assert assumed_rate(find_sources(good, fps=12)) == "" and one.is_dir()
+    shots = frames(tmp_path / "shots", (1234, 1250, 1251), "IMG_{:04d}.jpg")
+    assert find_sources(shots)[0].timeless == "holds photographs, by the names that a camera gave them (IMG_1234.jpg)"
+    assert [s.timeless for s in find_sources(tmp_path, fps=12) if s.name in ("shots", "loose")] == ["", ""]
+    assert find_sources(frames(tmp_path / "k", range(3), "img_{:05d}.jpg"))[0].timeless == ""
     frames(tmp_path / "DAVIS/JPEGImages/480p/dog", range(3))
     assert assumed_rate(find_sources(tmp_path / "DAVIS")) == ""
 

@@ -105,7 +105,7 @@ def _cut(dataset: ClipDataset, source: Source, rng: np.random.Generator) -> tupl
     "A clip of a source as bytes `(t 3 H W)`, and the plan for its colours."
     if dataset.num_frames > 1 and source.timeless:
         raise VideoError(
-            f"{source.path} {source.timeless}, and a clip needs time; give a film, or a folder of its frames"
+            f"{source.path} {source.timeless}, and a clip needs time; give a film, or the frames of one with --fps"
         )
     kept = dataset.store.get(source)
     starts, full = (kept.starts, kept.full) if kept else (source.starts, source.size)
