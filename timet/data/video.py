@@ -53,7 +53,7 @@ def check_file(
 # %% ../../nbs/data/00_video.ipynb #2f645ee8
 @dataclass(frozen=True, eq=False)
 class VideoInfo:
-    "What the packets of a video file tell; only its first frame is decoded, for the size as shown."
+    "What the packets of a video file tell; its first frame is decoded for the size, all of them where timestamps lie."
 
     path: str  # The file, absolute
     starts: np.ndarray  # The second at which each frame appears, from 0 `(t,)` float64
