@@ -717,6 +717,84 @@ def test_saved_clusters_come_back(tmp_path):
         join_parts(tmp_path / "x.avi", [], None)
 
 
+def test_two_runs_never_fill_one_result(tmp_path, tiny, film):
+    out, work = tmp_path / "out.mp4", tmp_path / "out.mp4.parts"
+    with room.alone(work):
+        with pytest.raises(TimetError, match=r"another timet.segment is at work on .*out\.mp4; wait for it"):
+            segment(film, out, tiny, **SMALL)
+        segment(film, tmp_path / "other.mp4", tiny, **SMALL)
+    assert not work.exists() and not out.exists()
+    work.mkdir()
+    holder = f"import fcntl, time; f = open({str(work / 'lock')!r}, 'ab'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(60)"
+    other = subprocess.Popen([sys.executable, "-c", holder], stdout=subprocess.PIPE)
+    other.stdout.read(1)
+    with pytest.raises(TimetError, match="is at work"):
+        segment(film, out, tiny, **SMALL)
+    other.kill()
+    other.wait()
+    assert (work / "lock").exists()  # a kill leaves the file, and the kernel lets go of the lock
+    segment(film, out, tiny, **SMALL)
+    assert out.exists() and not work.exists()
+
+
+def test_what_a_kill_left_is_swept_and_nothing_of_the_users(tmp_path, tiny, film, monkeypatch):
+    out, work = tmp_path / "out.mp4", tmp_path / "out.mp4.parts"
+    with monkeypatch.context() as patch:
+        patch.setattr(room, "_finish", lambda *_: (_ for _ in ()).throw(RuntimeError("killed")))
+        with pytest.raises(RuntimeError):
+            segment(film, out, tiny, **SMALL)
+    (mine,) = work.glob("timet-*")
+    half = [mine / "in" / ".whole-abc12345.mp4", mine / ".clusters-abc12345.safetensors"]
+    others = [work / "timet-notes" / ".x", work / ".hidden", work / "notes.txt", tmp_path / ".out-abc12345.mp4"]
+    for file in [*half, *others]:
+        file.parent.mkdir(exist_ok=True)
+        file.write_text("x")
+    with room.alone(work):
+        assert not any(file.exists() for file in half) and mine.exists()
+    segment(film, out, tiny, **SMALL)
+    assert out.exists() and not mine.exists() and all(file.read_text() == "x" for file in others)
+
+
+@pytest.mark.parametrize("ending", ["mkv", "mp4", "mov"])
+def test_the_same_video_gives_the_same_bytes(tmp_path, tiny, ending):
+    path = make_film(tmp_path / "in.mp4", sound="aac")
+    for out in (tmp_path / "one", tmp_path / "two"):
+        out.mkdir()
+        segment(path, out / f"out.{ending}", tiny, **SMALL)
+    assert (tmp_path / f"one/out.{ending}").read_bytes() == (tmp_path / f"two/out.{ending}").read_bytes()
+
+
+def test_joined_recordings_become_one_film_with_all_its_sound(tmp_path, tiny):
+    for name in "ab":
+        make_film(tmp_path / f"{name}.ts", 20, sound="aac", base=Fraction(1, 10))
+    both = tmp_path / "both.ts"
+    both.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
+    (done,) = segment(both, tmp_path / "out.mp4", tiny, **SMALL)
+    assert done.frames == 40 and done.sound and not done.lost
+    assert np.allclose(scan(done.path).starts, np.arange(40) / 10, atol=1e-3)
+    one, out = len(sound_of(tmp_path / "a.ts")), [second for _, second in sound_of(done.path)]
+    assert len(out) == 2 * one and (np.diff(out) > 0).all() and np.diff(out).max() < 0.1
+
+
+def test_names_that_are_no_text(tmp_path, tiny):
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    folder.mkdir()
+    make_film(tmp_path / "x.mp4").rename(folder / os.fsdecode(b"\xff.mp4"))
+    (done,) = segment(folder / os.fsdecode(b"\xff.mp4"), folder / os.fsdecode(b"\xfe.mp4"), tiny, **SMALL)
+    assert done.path.exists() and len(scan(done.path).starts) == 12
+    (masks,) = segment(folder / os.fsdecode(b"\xff.mp4"), folder / os.fsdecode(b"\xfd"), tiny, **SMALL, form="masks")
+    assert json.loads((masks.path / "segment.json").read_text())["frames"] == 12
+
+
+def test_a_guessed_rate_is_said(tmp_path, capsys):
+    words = ["--clusters", "3", "--frames", "4", "--device", "cpu", "--image-size", "32", "--out"]
+    folder = make_frames(tmp_path / "walk")
+    main([str(folder), *words, str(tmp_path / "a.mp4")])
+    assert "pictures of walk follow each other: 24 a second are assumed, give --fps" in capsys.readouterr().out
+    main([str(folder), *words, str(tmp_path / "b.mp4"), "--fps", "12"])
+    assert "are assumed" not in capsys.readouterr().out
+
+
 def test_real_films(real_clips, tmp_path, tiny):
     for path in sorted((real_clips / "videos").glob("*.mp4"))[1:2]:
         (done,) = segment(path, tmp_path / path.name, tiny, **SMALL)

@@ -15,7 +15,7 @@ import tyro
 
 from .core import samples_dir
 from .data.find import Sources, find_sources
-from .data.source import Source
+from .data.source import Source, assumed_rate
 from .film.jobs import Segmented, Settings
 from .run.check import adjust
 from .run.command import command
@@ -98,6 +98,9 @@ def run(
     network = _network(config.checkpoint, config.backbone, settings.seed)
     if first:
         print(f"network: {DRAWN if config.checkpoint is None else f'{network.name} ({network.source})'}", flush=True)
+    assumed = assumed_rate(_films(config.video, settings.fps))
+    if first and assumed:
+        print(assumed, flush=True)
     done = segment(config.video, config.out, network, settings)
     if first:
         print(*done, sep="\n")

@@ -28,6 +28,7 @@ def run_steps(
 ) -> bool | None:  # `False` where it was asked to stop before the end, `None` where there was nothing left to do
     "Open the run folder, look at held-out clips, train; a folder claimed for a run that never makes a step is given back."
     from timet.data.frames import reserve
+    from timet.data.source import assumed_rate
     from timet.training.looks import glance
     from timet.training.session import headline, open_run
     from timet.training.steps import fit
@@ -40,7 +41,9 @@ def run_steps(
         if session.step == session.total:
             return None
         store = session.dataset.store
-        room = [] if config.frame_cache == "off" else [reserve(store, session.dataset.sources)]
+        assumed = assumed_rate(session.dataset.sources)
+        room = [assumed] * bool(assumed)
+        room += [] if config.frame_cache == "off" else [reserve(store, session.dataset.sources)]
         if main:
             print(headline(session), *room, sep="\n", flush=True)
             if sources and session.step == 0 and not (session.folder / "before.json").exists():

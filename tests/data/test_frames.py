@@ -1,5 +1,6 @@
 """Frames that are decoded once: the same pixels whoever decodes them, whole or absent, and no larger than they must be."""
 
+import fcntl
 import multiprocessing
 import os
 import signal
@@ -194,6 +195,8 @@ def test_room_is_made_by_age_and_what_is_new_stays(folders, tmp_path):
 
 
 def test_what_does_not_fit_is_said_and_chosen_by_name(folders, tmp_path):
+    for file in folders.rglob("*.*"):
+        os.utime(file, (1e9, 1e9))  # which are chosen follows from names and times
     sources = find_sources(folders)[:3]
     cache = cache_of(tmp_path, gigabytes=1.2e-4)
     said = reserve(cache, sources)
@@ -232,3 +235,17 @@ def test_a_folder_that_cannot_be_written(folders, tmp_path):
     (tmp_path / "file").write_text("x")
     with pytest.raises(TimetError, match="choose another --frame-cache"):
         reserve(FrameCache(tmp_path / "file" / "x", AUGMENT), find_sources(folders))
+
+
+def test_half_files_of_killed_processes_are_swept_and_those_that_grow_stay(folders, tmp_path):
+    cache = cache_of(tmp_path)
+    grows, left, foreign = cache.folder / "ab/grows.part", cache.folder / "ab/left.part", cache.folder / "mine.part"
+    left.parent.mkdir(parents=True)
+    for file in (grows, left, foreign):
+        file.write_text("half")
+    with open(grows, "ab") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        reserve(cache, find_sources(folders)[:1])
+        assert grows.exists() and foreign.exists() and not left.exists()
+    reserve(cache, find_sources(folders)[:1])
+    assert not grows.exists()

@@ -316,3 +316,15 @@ def test_workers_learn_what_others_have_scanned(sources, monkeypatch):
     assert sorted(tasks.tasks.scans) == [0, 1, 2, 3, 4] and all(tasks.tasks.scans.values())
     # two calls a clip: what its task carries, from the second epoch on, and what it has found out, in the first
     assert (len(seen), sum(seen)) == (30, 15)
+
+
+def test_what_has_no_time_makes_no_clip(sources, tmp_path):
+    Image.fromarray(np.full((48, 64, 3), 90, np.uint8)).save(tmp_path / "1.png")
+    single = FolderSource("single", str(tmp_path))
+    alone = ClipDataset([single], transform=EvalTransform(16))
+    with pytest.raises(TimetError, match="is a single picture, and a clip needs time"):
+        alone[0]
+    mixed = ClipDataset([single, sources[5]], transform=EvalTransform(16))
+    made = mixed[(0, 0)]
+    assert made["index"] == 1 and [name for name, _ in made["bad"]] == ["single"]
+    assert ClipDataset([single], num_frames=1, transform=EvalTransform(16))[0]["clip"].shape == (1, 3, 16, 16)

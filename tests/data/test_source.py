@@ -9,8 +9,9 @@ from trees import SIZE, frames, ids, masks, picture
 
 from timet.core import TimetError
 from timet.data.find import find_sources
-from timet.data.source import FolderSource, natural_key, read_image, read_mask, to_classes
+from timet.data.source import FolderSource, assumed_rate, natural_key, picture_size, read_image, read_mask, to_classes
 from timet.data.video import VideoError
+from timet.pretraining.photos import read_photos
 
 # pictures and masks
 
@@ -28,6 +29,94 @@ def test_images_are_read_as_pillow_reads_them(tmp_path):
         Image.fromarray(pixels).convert(mode).save(tmp_path / name)
         expected = np.asarray(Image.open(tmp_path / name).convert("RGB"))
         np.testing.assert_array_equal(read_image(tmp_path / name), expected)
+
+
+def deep_pictures(folder):
+    "Pictures of which nothing says what is white, and files of several pictures."
+    values = 6700 + np.arange(24 * 40).reshape(24, 40)
+    for name, kind in (
+        ("u.png", np.uint16),
+        ("u.tif", np.uint16),
+        ("b.tif", ">u2"),
+        ("i.tif", np.int32),
+        ("f.tif", np.float32),
+    ):
+        Image.fromarray(values.astype(kind)).save(folder / name)
+    (folder / "p.pgm").write_bytes(b"P5 40 24 65535\n" + values.astype(">u2").tobytes())
+    first, *others = [Image.fromarray(picture(n)) for n in (3, 9, 20)]
+    for name in ("many.png", "many.webp", "many.tif"):
+        first.save(folder / name, save_all=True, append_images=others)
+    return 6, 3
+
+
+def test_pictures_without_a_white_and_stacks_are_refused_by_every_reader(tmp_path):
+    deep, stacks = deep_pictures(tmp_path)
+    said = []
+    for file in sorted(tmp_path.iterdir()):
+        with pytest.raises(VideoError) as caught:
+            read_image(file)
+        said.append(str(caught.value))
+        assert str(file) in said[-1]
+        with pytest.raises(VideoError):
+            FolderSource("x", str(tmp_path)).frames([FolderSource("x", str(tmp_path)).files.index(file.name)])
+    assert sum("nothing says which value is white; write it with 8 bits" in s for s in said) == deep
+    assert sum("holds 3 pictures, where one is wanted" in s for s in said) == stacks
+    (tmp_path / "p.pgm").rename(tmp_path / "p.ppm")
+    Image.fromarray(picture(5)).save(tmp_path / "good.jpg")
+    photos = read_photos(tmp_path, size=8)
+    assert len(photos) == 1 and len(photos.lost) == deep + stacks
+    assert sum("nothing says which value is white" in s for s in photos.lost) == deep
+
+
+@pytest.mark.parametrize("ending", ["jpg", "png", "webp", "tif"])
+def test_frames_and_photographs_are_upright_as_exif_says(tmp_path, ending):
+    pixels = np.full((48, 80, 3), 30, np.uint8)
+    pixels[:16, :24] = (250, 200, 60)
+    ways = {
+        1: pixels,
+        2: pixels[:, ::-1],
+        3: pixels[::-1, ::-1],
+        4: pixels[::-1],
+        5: pixels.swapaxes(0, 1),
+        6: np.rot90(pixels, -1),
+        7: pixels.swapaxes(0, 1)[::-1, ::-1],
+        8: np.rot90(pixels),
+    }
+    for way, expected in ways.items():
+        (tmp_path / f"{way}").mkdir()
+        exif = Image.Exif()
+        exif[0x0112] = way
+        file = tmp_path / f"{way}" / f"1.{ending}"
+        Image.fromarray(pixels).save(file, exif=exif, **({"lossless": True} if ending == "webp" else {}))
+        got = read_image(file)
+        assert got.shape == expected.shape and np.abs(got.astype(int) - expected).mean() < 3
+        source = FolderSource("x", str(file.parent))
+        assert picture_size(file) == source.size == expected.shape[:2]
+        np.testing.assert_array_equal(source.frames([0])[0], got)
+        photo = read_photos(file.parent, size=16).pixels[0].numpy()
+        corner = (
+            np.abs(photo[0, ::15, ::15].astype(int) - expected[8::31, 8::63][:2, :2, 0].astype(int)) if way < 5 else 0
+        )
+        assert np.max(corner) < 60
+
+
+def test_what_has_no_time_is_known_and_an_assumed_rate_is_said(tmp_path):
+    one, loose = frames(tmp_path / "one", [3]), frames(tmp_path / "loose", range(3), "beach{}.jpg")
+    (loose / "beach1.jpg").rename(loose / "dog.jpg")
+    good = frames(tmp_path / "good", range(3))
+    by_name = {s.name: s for s in find_sources(tmp_path)}
+    assert by_name["one"].timeless == "is a single picture" and by_name["good"].timeless == ""
+    assert by_name["loose"].timeless == "holds pictures that no number puts in order (dog.jpg)"
+    assert "pictures of good and 2 other folders follow" in assumed_rate(sorted(by_name.values(), key=lambda s: s.name))
+    said = assumed_rate(find_sources(good))
+    assert "good" in said and "24 a second are assumed, give --fps" in said
+    assert assumed_rate(find_sources(good, fps=12)) == "" and one.is_dir()
+    shots = frames(tmp_path / "shots", (1234, 1250, 1251), "IMG_{:04d}.jpg")
+    assert find_sources(shots)[0].timeless == "holds photographs, by the names that a camera gave them (IMG_1234.jpg)"
+    assert [s.timeless for s in find_sources(tmp_path, fps=12) if s.name in ("shots", "loose")] == ["", ""]
+    assert find_sources(frames(tmp_path / "k", range(3), "img_{:05d}.jpg"))[0].timeless == ""
+    frames(tmp_path / "DAVIS/JPEGImages/480p/dog", range(3))
+    assert assumed_rate(find_sources(tmp_path / "DAVIS")) == ""
 
 
 def test_masks_are_integers(tmp_path):

@@ -3,6 +3,7 @@
 import concurrent.futures
 import multiprocessing
 import os
+import struct
 import subprocess
 import sys
 from fractions import Fraction
@@ -34,19 +35,22 @@ def number(frame: np.ndarray) -> int:
     return sum(int(frame[4 : height // 2 - 4, band * b + 2 : band * (b + 1) - 2].mean() > 128) << b for b in range(8))
 
 
-def film(path: Path, starts, codec="libx264", options=None, size=(64, 80), rotate=0, pix_fmt="yuv420p") -> Path:
-    "Encode numbered frames that appear at the given seconds."
+def film(
+    path: Path, starts, codec="libx264", options=None, size=(64, 80), rotate=0, pix_fmt="yuv420p", first=0, tick=None
+) -> Path:
+    "Encode numbered frames that appear at the given seconds; one tick a frame where it is given, and in some codecs."
+    tick = Fraction(1, 24) if codec in ("mpeg4", "mpeg2video", "wmv2") else tick
     with av.open(str(path), "w") as out:
         stream = out.add_stream(codec, rate=24, options={"threads": "1"} | (options or {}))
         stream.height, stream.width, stream.pix_fmt = *size, pix_fmt
         if rotate:
             stream.set_display_rotation(rotate)
-        if codec != "mpeg4":
+        if tick is None:
             stream.codec_context.time_base = Fraction(1, TICKS)
         for i, start in enumerate(starts):
-            frame = av.VideoFrame.from_ndarray(numbered(i, *size), "rgb24")
-            if codec == "mpeg4":
-                frame.pts, frame.time_base = i, Fraction(1, 24)
+            frame = av.VideoFrame.from_ndarray(numbered(i + first, *size), "rgb24")
+            if tick is not None:
+                frame.pts, frame.time_base = i, tick
             else:
                 frame.pts, frame.time_base = round(start * TICKS), Fraction(1, TICKS)
             out.mux(stream.encode(frame))
@@ -288,3 +292,181 @@ def test_broken_files_get_one_sentence(films, tmp_path):
 def test_wrong_requests(films, asked, words):
     with pytest.raises(TimetError, match=words):
         read_frames(films["h264.mp4"], **asked)
+
+
+def joined(path: Path, *parts: Path) -> Path:
+    path.write_bytes(b"".join(part.read_bytes() for part in parts))
+    return path
+
+
+@pytest.mark.parametrize("ending", ["ts", "mpg", "mkv", "webm"])
+def test_joined_recordings_go_on_where_the_clock_starts_again(tmp_path, ending):
+    kind = {
+        "mpg": dict(codec="mpeg2video", options={"bf": "2", "qscale": "2"}),
+        "webm": dict(codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"}),
+    }.get(ending, {})
+    parts = []
+    for first in (0, 20):
+        path = film(tmp_path / f"{first}.{ending}", CONSTANT[:20], first=first, **kind)
+        parts.append(path)
+    path = joined(tmp_path / f"both.{ending}", *parts)
+    info = scan(path)
+    assert [number(f) for f in read_frames(path)] == list(range(40))
+    np.testing.assert_allclose(info.starts, np.arange(40) / 24, atol=1.5e-3)
+    assert info.fps == pytest.approx(24, rel=1e-3) and info.duration == pytest.approx(40 / 24, abs=2e-3)
+    order = np.array([39, 3, 25, 3, 19, 20])
+    assert [number(f) for f in read_frames(path, index=order)] == order.tolist()
+    for start in (0, 13, 20, 33):
+        lost: list[int] = []
+        assert [number(f) for _, f in video.film_frames(info, start, 40, lost)] == list(range(start, 40)) and not lost
+
+
+def test_a_clock_that_jumps_ahead_goes_on_only_in_a_stream(tmp_path):
+    starts = np.concatenate([CONSTANT[:12], 3600 + CONSTANT[:12]])
+    stream, file = (film(tmp_path / f"x.{ending}", starts) for ending in ("ts", "mp4"))
+    np.testing.assert_allclose(scan(stream).starts, CONSTANT[:24], atol=1e-3)
+    assert [number(f) for f in read_frames(stream)] == list(range(24))
+    np.testing.assert_allclose(scan(file).starts, starts, atol=1e-3)
+
+
+def test_a_picture_that_changes_its_size_is_resized(tmp_path):
+    parts = [
+        film(tmp_path / f"{n}.ts", CONSTANT[:12], first=12 * n, size=size)
+        for n, size in enumerate([(64, 80), (96, 160)])
+    ]
+    path = joined(tmp_path / "both.ts", *parts)
+    frames = read_frames(path)
+    assert frames.shape == (24, 64, 80, 3) and [number(f) for f in frames] == list(range(24))
+    turned = joined(tmp_path / "other.ts", *reversed(parts))
+    assert read_frames(turned).shape == (24, 96, 160, 3)
+
+
+def test_two_films_in_one_file_are_refused_by_name(tmp_path):
+    for ending, kind in {"mp4": {}, "mov": {}, "flv": {}, "wmv": dict(codec="wmv2")}.items():
+        one = film(tmp_path / f"one.{ending}", CONSTANT[:8], **kind)
+        assert len(scan(one).starts) == 8
+        with pytest.raises(VideoError, match="holds a second film behind the first"):
+            scan(joined(tmp_path / f"both.{ending}", one, one))
+    with av.open(str(tmp_path / "two.ts"), "w") as out:
+        streams = [out.add_stream("libx264", rate=24, options={"threads": "1"}) for _ in range(2)]
+        for stream in streams:
+            stream.height, stream.width, stream.pix_fmt = 64, 80, "yuv420p"
+        for i in range(5):
+            for stream in streams:
+                out.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(i), "rgb24")))
+        for stream in streams:
+            out.mux(stream.encode())
+    with pytest.raises(VideoError, match="holds 2 films, side by side or joined"):
+        scan(tmp_path / "two.ts")
+
+
+def packets_of(path: Path) -> list[bytes]:
+    with av.open(str(path)) as film_:
+        return [bytes(packet) for packet in film_.demux(video=0) if packet.size]
+
+
+def test_frames_come_in_order_out_of_an_avi_that_knows_no_timestamps(tmp_path):
+    plain = film(
+        tmp_path / "b.avi",
+        CONSTANT[:40],
+        size=(192, 320),
+        codec="mpeg4",
+        options={"g": "12", "bf": "2", "b_strategy": "0", "qscale": "2"},
+    )
+    packets, packed, waiting = packets_of(plain), [], []
+    for data in packets:  # as DivX and Xvid do it: a frame and the first that is shown before it in one packet
+        kind = data[data.index(b"\0\0\1\xb6") + 4] >> 6
+        if kind == 2 and waiting == []:
+            packed[-1] += data
+            waiting = [b"\0\0\1\xb6\x57\x00"]  # "nothing new here"
+        elif kind == 2:
+            packed.append(data)
+        else:
+            packed += [*waiting, data]
+            waiting = []
+    packed += waiting
+    assert len(packed) == 40 and sum(len(data) < 10 for data in packed) > 10
+    with av.open(str(plain)) as film_, av.open(str(tmp_path / "packed.avi"), "w") as out:
+        stream = out.add_stream_from_template(film_.streams.video[0])
+        stream.time_base = Fraction(1, 24)
+        for i, data in enumerate(packed):
+            packet = av.Packet(data)
+            packet.dts, packet.pts, packet.time_base, packet.stream = i, i, Fraction(1, 24), stream
+            packet.is_keyframe = i % 12 == 0
+            out.mux(packet)
+    h264 = film(tmp_path / "h264.avi", CONSTANT[:40], options={"bf": "2", "g": "12"}, tick=Fraction(1, 24))
+    for path in (plain, tmp_path / "packed.avi", h264):
+        info = scan(path)
+        assert not info.plain and info.order is not None
+        assert [number(f) for f in read_frames(path)] == list(range(40)), path.name
+        for i in (0, 1, 11, 12, 13, 30, 39):
+            assert number(read_frames(path, index=i)[0]) == i
+        lost: list[int] = []
+        assert [number(f) for _, f in video.film_frames(info, 15, 40, lost)] == list(range(15, 40)) and not lost
+        np.testing.assert_allclose(info.starts, CONSTANT[:40], atol=1e-6)
+    h264.write_bytes(h264.read_bytes()[:-500])
+    with pytest.raises(VideoError, match=r"is cut short: [0-9,]+ of [0-9,]+ bytes are there"):
+        scan(h264)
+
+
+def test_frames_with_one_timestamp_share_its_time(tmp_path):
+    path = film(tmp_path / "quick.mkv", np.arange(50) / 2500)  # its clock counts milliseconds
+    starts = scan(path).starts
+    assert [number(f) for f in read_frames(path)] == list(range(50))
+    assert (np.diff(starts) > 0).all() and np.abs(starts - np.arange(50) / 2500).max() < 1.1e-3
+
+
+def test_a_mirrored_film_is_shown_as_its_matrix_says(tmp_path):
+    path = film(tmp_path / "x.mp4", CONSTANT[:4])
+    plain, data = read_frames(path), path.read_bytes()
+    at = data.index(b"tkhd") + 44
+    one = 1 << 16
+    ways = {
+        (-one, 0, 0, one): plain[:, :, ::-1],
+        (one, 0, 0, -one): plain[:, ::-1],
+        (-one, 0, 0, -one): plain[:, ::-1, ::-1],
+        (0, one, one, 0): plain.swapaxes(1, 2),
+        (0, -one, -one, 0): plain.swapaxes(1, 2)[:, ::-1, ::-1],
+        (0, one, -one, 0): np.rot90(plain, -1, (1, 2)),
+        (0, -one, one, 0): np.rot90(plain, 1, (1, 2)),
+    }
+    for n, ((a, b, c, d), expected) in enumerate(ways.items()):
+        path = tmp_path / f"{n}.mp4"
+        matrix = struct.pack(">9i", a, b, 0, c, d, 0, 80 * one, 64 * one, 1 << 30)
+        path.write_bytes(data[:at] + matrix + data[at + 36 :])
+        info = scan(path)
+        assert (info.height, info.width) == expected.shape[1:3]
+        np.testing.assert_array_equal(read_frames(path), expected)
+        np.testing.assert_array_equal([f for _, f in video.film_frames(info, 0, 4, [])], expected)
+
+
+def test_slack_is_half_a_frame_at_most():
+    for rate in (24, 60, 240, 960, 1000, 2500):
+        starts = np.arange(100) / rate
+        assert frame_at(starts, starts).tolist() == list(range(100))
+        assert frame_at(starts, starts[1:] - 0.6 / rate).tolist() == list(range(99))
+
+
+def test_a_film_with_sound_that_is_cut_short_is_found(tmp_path):
+    path = tmp_path / "x.mkv"
+    with av.open(str(path), "w") as out:
+        stream, sound = out.add_stream("libx264", rate=24, options={"threads": "1"}), out.add_stream("aac", rate=8000)
+        stream.height, stream.width, stream.pix_fmt = 64, 80, "yuv420p"
+        for i in range(48):
+            out.mux(stream.encode(av.VideoFrame.from_ndarray(numbered(i), "rgb24")))
+            noise = np.random.default_rng(i).uniform(-1, 1, (1, 1024)).astype(np.float32)
+            heard = av.AudioFrame.from_ndarray(noise, format="fltp", layout="mono")
+            heard.sample_rate, heard.pts = 8000, 1024 * i  # three times as long as the pictures: no fault
+            out.mux(sound.encode(heard))
+        out.mux(stream.encode())
+        out.mux(sound.encode())
+    assert len(scan(path).starts) == 48
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 3])
+    with pytest.raises(VideoError, match="is cut short"):
+        scan(path)
+
+
+def test_a_name_that_is_no_text_is_read(films, tmp_path):
+    path = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9.mp4"))
+    path.write_bytes(films["h264.mp4"].read_bytes())
+    assert number(read_frames(path, index=7)[0]) == 7

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CHUNK', 'RECENT', 'Kept', 'FramesInMemory', 'listing', 'cache_folder', 'read_kept', 'shrink', 'make_kept', 'Estimate',
-           'say_bytes', 'make_room', 'FrameCache', 'estimate', 'reserve', 'fill']
+           'say_bytes', 'make_room', 'sweep_parts', 'FrameCache', 'estimate', 'reserve', 'fill']
 
 # %% ../../nbs/data/05_frames.ipynb #a9f58c17
 import fcntl
@@ -18,6 +18,7 @@ import time
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -216,6 +217,16 @@ def make_room(
         total -= size
     return total
 
+# %% ../../nbs/data/05_frames.ipynb #39d7f3f2
+def sweep_parts(
+    folder: Path,  # Of the cache
+) -> None:
+    "Remove the half files that killed processes left in a frame cache; those that grow stay."
+    for part in folder.glob("*/*.part"):
+        with suppress(OSError), open(part, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            part.unlink()
+
 # %% ../../nbs/data/05_frames.ipynb #b93a19e6
 class FrameCache:
     "Decoded frames on the disk, shared by processes and runs."
@@ -235,7 +246,7 @@ class FrameCache:
     def path(self, source: Source) -> Path:
         "The file of a source; the source is looked at once."
         if source not in self.paths:
-            text = json.dumps([1, listing(source.path), source.rate, source.numbering, self.transform.kept_rule])
+            text = json.dumps([2, listing(source.path), source.rate, source.numbering, self.transform.kept_rule])
             key = hashlib.sha256(text.encode()).hexdigest()[:32]
             self.paths[source] = self.folder / key[:2] / f"{key}.frames"
         return self.paths[source]
@@ -299,6 +310,7 @@ def reserve(
     wanted = estimate(cache, sources)
     try:
         cache.folder.mkdir(parents=True, exist_ok=True)
+        sweep_parts(cache.folder)
         free = shutil.disk_usage(cache.folder).free
         there = make_room(cache.folder, math.inf)
         limit = cache.gigabytes * 1e9 if cache.gigabytes else there + free / 2

@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..core import TimetError
 from .find import Sources, find_sources, listed_names
-from .source import IMAGES, MASKS, Source, list_files, read_image, white_is_object
+from .source import IMAGES, MASKS, Source, list_files, picture_size, read_image, white_is_object
 from ..run.paths import existing, misnamed, read_text
 
 # %% ../../nbs/data/03_images.ipynb #ea7b92f4
@@ -39,8 +39,7 @@ class PictureSource(Source):
 
     @property
     def size(self) -> tuple[int, int]:  # Height and width, pixels; the picture is not decoded
-        with Image.open(self.path) as picture:
-            return picture.height, picture.width
+        return picture_size(self.path)
 
     def frames(self, index: int | Sequence[int] | np.ndarray) -> np.ndarray:
         return read_image(self.path)[None][self._checked(index)]

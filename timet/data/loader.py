@@ -103,6 +103,10 @@ class ClipDataset(Dataset):
 # %% ../../nbs/data/06_loader.ipynb #b4ab4e9d
 def _cut(dataset: ClipDataset, source: Source, rng: np.random.Generator) -> tuple[Tensor, ClipPlan | None]:
     "A clip of a source as bytes `(t 3 H W)`, and the plan for its colours."
+    if dataset.num_frames > 1 and source.timeless:
+        raise VideoError(
+            f"{source.path} {source.timeless}, and a clip needs time; give a film, or the frames of one with --fps"
+        )
     kept = dataset.store.get(source)
     starts, full = (kept.starts, kept.full) if kept else (source.starts, source.size)
     index = clip_index(starts, dataset.num_frames, delta_t=dataset.delta_t, sampling=dataset.sampling, rng=rng)

@@ -175,7 +175,8 @@ class Segmented:
     rate: float | None = field(default=None, compare=False)  # Frames a second; `None`: nothing to say
 
     def __str__(self) -> str:
-        left_out = ", SOUND LEFT OUT: this container cannot hold it, take .mkv"
+        instead = "" if self.path.suffix.lower() == ".mkv" else ", take .mkv"
+        left_out = f", SOUND LEFT OUT: this container cannot hold it{instead}"
         sound = {True: ", sound copied", False: left_out, None: ""}[self.sound]
         damaged = f", {self.lost} damaged frames repeat the one before" if self.lost else ""
         rate = f", {self.rate:.1f} frames/s" if self.rate else ""

@@ -17,7 +17,7 @@ import numpy as np
 
 from ..core import TimetError, atomic_write
 from ..data.source import Source, VideoSource
-from ..data.video import open_video
+from ..data.video import BREAK, open_video
 from ..viz.write import H264
 
 # %% ../../nbs/film/01_movie.ipynb #1b58ebf9
@@ -30,11 +30,15 @@ def ticks_of(
     if not isinstance(source, VideoSource):
         ticks = np.round(source.starts * 90000).astype(np.int64)
         return ticks, Fraction(1, 90000), max(round(90000 / source.fps), 1)
+    info = source.info
     with open_video(source.path) as film:
-        base = film.streams[source.info.stream].time_base
-        begin = 0 if film.start_time is None else math.floor(Fraction(film.start_time, 1_000_000) / base)
-    ticks = source.info.pts - min(begin, int(source.info.pts[0]))
-    return ticks, base, max(round((source.info.duration - source.info.starts[-1]) / float(base)), 1)
+        base, first = film.streams[info.stream].time_base, Fraction(film.start_time or 0, 1_000_000)
+    if info.order is not None:  # the file's own ticks say nothing
+        base = Fraction(1, 90000)
+        ticks = np.round((info.starts + max(info.begin - float(first), 0)) / float(base)).astype(np.int64)
+    else:
+        ticks = info.pts - min(math.floor(first / base), int(info.pts[0]))
+    return ticks, base, max(round((info.duration - info.starts[-1]) / float(base)), 1)
 
 # %% ../../nbs/film/01_movie.ipynb #2bd824b7
 def aspect_of(
@@ -95,15 +99,21 @@ def _pictures(parts: Sequence[Path], stream: Any, ticks: np.ndarray, base: Fract
                 number += 1
 
 # %% ../../nbs/film/01_movie.ipynb #1f157bd2
-def _sound(film: Any, streams: dict[int, Any], shift: float) -> Iterator[tuple]:
+def _sound(film: Any, streams: dict[int, Any], shift: float, breaks: bool) -> Iterator[tuple]:
     "The packets of the sound, as they are: (second, kind, packet)."
+    away, after = {}, {}  # of each stream: ticks to take away, and where its next packet belongs
     for number, packet in enumerate(film.demux([film.streams[i] for i in streams])):
         if packet.dts is None or packet.pts is None:
             continue
-        ticks = round(shift / packet.time_base)
-        packet.pts, packet.dts = packet.pts - ticks, packet.dts - ticks
-        packet.stream = streams[packet.stream_index]
-        yield float(packet.dts * packet.time_base), 1, number, packet
+        which, base = packet.stream_index, packet.time_base
+        away.setdefault(which, round(shift / base))
+        gap = packet.dts - away[which] - after.get(which, packet.dts - away[which])
+        if breaks and not -0.1 < gap * base < BREAK:
+            away[which] += gap
+        packet.pts, packet.dts = packet.pts - away[which], packet.dts - away[which]
+        after[which] = packet.dts + (packet.duration or 0)
+        packet.stream = streams[which]
+        yield float(packet.dts * base), 1, number, packet
 
 # %% ../../nbs/film/01_movie.ipynb #b0d0a513
 def _mux(part: Path, kind: str, parts: Sequence[Path], source: Source, comment: str, sound: bool) -> int:
@@ -111,7 +121,7 @@ def _mux(part: Path, kind: str, parts: Sequence[Path], source: Source, comment: 
     import av
 
     ticks, base, last = ticks_of(source)
-    options = {"movflags": "faststart"} if kind in ("mp4", "mov") else {}
+    options = {"fflags": "+bitexact"} | ({"movflags": "faststart"} if kind in ("mp4", "mov") else {})
     with av.open(str(part), "w", format=kind, options=options) as film, av.open(str(parts[0])) as pattern:
         film.metadata["comment"] = comment
         stream = film.add_stream_from_template(pattern.streams.video[0])
@@ -122,10 +132,10 @@ def _mux(part: Path, kind: str, parts: Sequence[Path], source: Source, comment: 
             return 0
         with open_video(source.path) as heard:
             streams = {s.index: film.add_stream_from_template(s) for s in heard.streams.audio}
-            shift = (int(source.info.pts[0]) - int(ticks[0])) * base
+            shift, breaks = source.info.begin - float(ticks[0] * base), source.info.order is not None
             flows = [
                 _pictures(parts, stream, ticks, base, last),
-                _sound(heard, streams, shift) if streams else iter(()),
+                _sound(heard, streams, shift, breaks) if streams else iter(()),
             ]
             for *_, packet in heapq.merge(*flows, key=lambda item: item[:3]):
                 film.mux(packet)

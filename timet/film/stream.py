@@ -145,7 +145,7 @@ class Clusters:
         Raises `TimetError` where the file is missing or something else.
         """
         try:
-            found = safetensors.torch.load_file(str(path))
+            found = safetensors.torch.load(Path(path).read_bytes())
             return cls(found["weight"], found["bias"], float(found["spread"]))
         except (OSError, KeyError, safetensors.SafetensorError):
             raise TimetError(f"{path} holds no clusters; remove it and start again") from None

@@ -24,7 +24,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..core import TimetError, printable, progress
 from ..data.find import KINDS, LOSSY, MASK_FOLDERS, folder_word
-from ..data.source import IMAGES, MASKS
+from ..data.source import IMAGES, MASKS, as_rgb
 from ..run.paths import FURNITURE, PassedOver, existing, look, misnamed
 
 if TYPE_CHECKING:
@@ -174,9 +174,7 @@ _LARGE, MANY_PIXELS = Lock(), 2**25
 def _decode(data: bytes, size: int) -> np.ndarray:
     "The middle square of a picture, upright `(size size 3)`."
     with Image.open(io.BytesIO(data)) as image, _LARGE if image.width * image.height > MANY_PIXELS else nullcontext():
-        upright = ImageOps.exif_transpose(image)
-        upright = upright if upright.mode == "RGB" else upright.convert("RGB")
-        return np.asarray(ImageOps.fit(upright, (size, size), Image.Resampling.BICUBIC))
+        return np.asarray(ImageOps.fit(as_rgb(image), (size, size), Image.Resampling.BICUBIC))
 
 
 def _why(error: Exception) -> str:
