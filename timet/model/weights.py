@@ -135,7 +135,9 @@ def plain_names(
     Raises `TimetError` where two weights would get one name.
     """
     tensors = {str(k): v for k, v in held.items() if isinstance(v, Tensor)}
-    tensors |= {str(k): torch.from_numpy(v) for k, v in held.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiu"}
+    tensors |= {
+        str(k): torch.from_numpy(v) for k, v in held.items() if isinstance(v, np.ndarray) and v.dtype.kind in "fiu"
+    }
     rules = _PACKING + (_TRANSFORMERS if any("patch_embeddings.projection" in k for k in tensors) else ())
     found: dict[str, Tensor] = {}
     for long, tensor in tensors.items():
@@ -232,7 +234,9 @@ def select_weights(
             f"{file} is in no layout that is known here; its keys are {_some(checkpoint)}, and a plain state dict "
             "with timm's names always works"
         )
-    strange = [k for k in named[inside] if not k.startswith((layout.prefix, *layout.others)) and not _is_head(k, layout.prefix)]
+    strange = [
+        k for k in named[inside] if not k.startswith((layout.prefix, *layout.others)) and not _is_head(k, layout.prefix)
+    ]
     if strange:
         raise TimetError(f"{file} looks like {layout.name!r} but also holds {_some(strange)}; save the network alone")
     state = {k[len(layout.prefix) :]: v for k, v in named[inside].items() if k.startswith(layout.prefix)}
@@ -276,7 +280,9 @@ def _check_values(state: Mapping[str, Tensor], file: str) -> None:
         raise TimetError(f"{file} holds quantised or packed weights, {_some(packed)}; give them as fp32, fp16 or bf16")
     lost = [k for k, v in weights.items() if not v.float().isfinite().all()]
     if lost:
-        raise TimetError(f"{file} holds values that are no finite numbers, in {_some(lost)}; take an earlier checkpoint")
+        raise TimetError(
+            f"{file} holds values that are no finite numbers, in {_some(lost)}; take an earlier checkpoint"
+        )
 
 # %% ../../nbs/model/00_weights.ipynb #1b3bd0a0
 def load_weights(
@@ -329,7 +335,9 @@ def _fit_positions(state: dict[str, Tensor], net: nn.Module, file: str) -> None:
 # %% ../../nbs/model/00_weights.ipynb #6ffb6826
 def hub_place(
     name: str,  # timm's name, with or without a tag
-) -> tuple[str, str | None, list[str]]:  # Repository of the hub, its revision, and the names a file of weights may have there
+) -> tuple[
+    str, str | None, list[str]
+]:  # Repository of the hub, its revision, and the names a file of weights may have there
     """Where timm's weights of a network lie on the hub.
 
     Raises `TimetError` where timm has none, or keeps them elsewhere.
@@ -340,7 +348,11 @@ def hub_place(
     if not cfg.hf_hub_id:
         raise TimetError(f"the weights of {name} are not on the hub; get {cfg.url} and give it with --weights FILE")
     repo, _, revision = cfg.hf_hub_id.partition("@")
-    return repo, revision or None, [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"]
+    return (
+        repo,
+        revision or None,
+        [cfg.hf_hub_filename] if cfg.hf_hub_filename else ["model.safetensors", "pytorch_model.bin"],
+    )
 
 # %% ../../nbs/model/00_weights.ipynb #3b377818
 def cached_file(
