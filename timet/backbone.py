@@ -257,7 +257,10 @@ def resolve_name(
     base, _, tag = architecture.partition(".")
     if not timm.is_model(base):
         known = [*ALIASES, *(n for family in FAMILIES for n in timm.list_models(module=family))]
-        close = difflib.get_close_matches(base[:80], known, n=3, cutoff=0.5) or ["vit_small_patch16_224.dino", "resnet50"]
+        close = difflib.get_close_matches(base[:80], known, n=3, cutoff=0.5) or [
+            "vit_small_patch16_224.dino",
+            "resnet50",
+        ]
         raise TimetError(f"there is no backbone {name[:80]!r}; names near it are {', '.join(close)}")
     if not is_model_in_modules(base, FAMILIES):
         raise TimetError(
@@ -313,7 +316,9 @@ def _check_settings(architecture: str, args: Mapping[str, Any]) -> None:
     "Raises `TimetError` for what is no setting of a network."
     for name, value in args.items():
         if name not in _SETTINGS:
-            raise TimetError(f"timm cannot make {architecture} with {name!r}: it is no setting of a ViT or a ResNet; leave it out")
+            raise TimetError(
+                f"timm cannot make {architecture} with {name!r}: it is no setting of a ViT or a ResNet; leave it out"
+            )
         if name == "depth" and isinstance(value, int) and not 0 < value <= _DEEPEST:
             raise TimetError(f"timm cannot make {architecture}: depth must be 1 to {_DEEPEST} blocks, got {value}")
 
@@ -326,7 +331,9 @@ def _create_model(architecture: str, hub: dict[str, Any], args: dict[str, Any]) 
         damaged = not isinstance(error, (RuntimeError, TypeError, ValueError, AssertionError, ArithmeticError))
         if hub and damaged:
             file = hub["pretrained_cfg_overlay"]["file"]
-            raise TimetError(f"the cached weights {file} cannot be read ({type(error).__name__}); delete that file and try again") from error
+            raise TimetError(
+                f"the cached weights {file} cannot be read ({type(error).__name__}); delete that file and try again"
+            ) from error
         what = " ".join(str(error).split())[:300]
         raise TimetError(f"timm cannot make {architecture} with {args}: {what or type(error).__name__}") from error
     if getattr(model, "attn_pool", None) is not None:
@@ -411,7 +418,9 @@ def load_backbone(
     """
     given, path = Path(path), Path(path).with_suffix(".json")
     if given == path and not path.with_suffix(".safetensors").exists():
-        raise TimetError(f"{path} holds settings and no weights; give the run folder {path.parent}, or a file of weights")
+        raise TimetError(
+            f"{path} holds settings and no weights; give the run folder {path.parent}, or a file of weights"
+        )
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         name, args, size = about["name"], about["model_args"], about["image_size"]
