@@ -1,6 +1,7 @@
 """Reading checkpoints: every layout, every way a file can be wrong."""
 
 import argparse
+import gzip
 import os
 import pathlib
 import pickle
@@ -99,6 +100,9 @@ Z = torch.zeros(3)
 FILES = {
     "ours": ("timet checkpoint", lambda n, o: {
         "model": state(n, "backbone.model.") | state(o, "teacher.backbone.model.") | {"head.0.weight": Z, "prototypes": Z},
+        "optimizer": {"state": {}}, "step": 3}),
+    "ours, pretraining": ("timet pretraining, teacher", lambda n, o: {
+        "distiller": state(n, "teacher.model.") | state(o, "student.model.") | {"head.0.weight": Z, "teacher_head.0.weight": Z},
         "optimizer": {"state": {}}, "step": 3}),
     "TimeT.pth": ("released TimeT", lambda n, o: state(n, "feature_extractor.backbone.") | {
         "prototypes": Z, "feature_extractor.head.0.weight": Z, "feature_extractor.head.0.bias": Z}),
@@ -568,6 +572,17 @@ def write(path: Path, content: bytes) -> Path:
     return path
 
 
+def archive(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("weights.pth", b"x")
+    return path
+
+
+def script(path: Path) -> Path:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    return path
+
+
 def whole_safetensors(folder: Path) -> bytes:
     safetensors.torch.save_file(state(vit()), folder / "whole.safetensors")
     return (folder / "whole.safetensors").read_bytes()
@@ -601,6 +616,10 @@ def truncated(path: Path) -> bytes:
             lambda d: write(d / "lfs.pth", b"version https://git-lfs.github.com/spec/v1\n"),
             "pointer that Git LFS leaves",
         ),
+        (lambda d: write(d / "config.json", b'{"preset": "demo"}'), "it holds settings and no weights"),
+        (lambda d: write(d / "a.pth.gz", gzip.compress(b"x")), "compressed archive; unpack it"),
+        (lambda d: archive(d / "a.zip"), "an archive and no checkpoint; unpack it"),
+        (lambda d: script(d / "a.pt"), "a program of TorchScript"),
         (lambda d: write(d / "half.safetensors", whole_safetensors(d)[:-9]), "cannot be read as a checkpoint"),
         (lambda d: write(d / "text.pth", b"hello world"), "cannot be read as a checkpoint"),
         (lambda d: write(d / "page.pth", b"<html>404</html>"), "cannot be read as a checkpoint: it is a web page"),
@@ -611,7 +630,7 @@ def truncated(path: Path) -> bytes:
         (lambda d: write(d / "text.safetensors", b"hello world"), "cannot be read as a checkpoint"),
         (lambda d: write(d / "list.pth", pickle.dumps([1, 2])), "list.pth"),
     ],
-    ids="absent folder empty empty-safetensors lfs half-safetensors text web-page truncated no-safetensors pickle".split(),
+    ids="absent folder empty empty-safetensors lfs json gzip zip script half-safetensors text web-page truncated no-safetensors pickle".split(),
 )
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_unreadable_files_get_one_sentence(make, words, tmp_path):

@@ -67,8 +67,18 @@ def _damage(path: Path, error: Exception) -> str:
         return "it is a web page, not the file behind it; fetch it again"
     if head.startswith(b"version https://git-lfs"):
         return "it is the pointer that Git LFS leaves; fetch the file itself with git lfs pull"
+    if head.startswith(b"{"):
+        return "it holds settings and no weights; give the run folder, or a file of weights"
+    if head.startswith((b"\x1f\x8b", b"7z", b"Rar!", b"BZh")):
+        return "it is a compressed archive; unpack it and give the file inside"
     if head.startswith(b"PK") and not zipfile.is_zipfile(path):
         return "it is cut short; fetch or copy it again"
+    if head.startswith(b"PK"):
+        names = zipfile.ZipFile(path).namelist()
+        if any(name.endswith("constants.pkl") for name in names):
+            return "it is a program of TorchScript; save its state dict alone, best as .safetensors"
+        if not any(name.endswith("data.pkl") for name in names):
+            return "it is an archive and no checkpoint; unpack it and give the file inside"
     return f"{type(error).__name__}; give a .safetensors or .pth file"
 
 # %% ../../nbs/model/00_weights.ipynb #42c77914
@@ -88,7 +98,8 @@ def read_checkpoint(
                 return safetensors.torch.load_file(path)
             file.seek(0)
             mapped = zipfile.is_zipfile(path) and path.suffix != ".safetensors"  # torch goes by the name of a path
-            with torch.serialization.safe_globals(HARMLESS):
+            with torch.serialization.safe_globals(HARMLESS), warnings.catch_warnings():
+                warnings.simplefilter("ignore", UserWarning)  # what torch thinks of the file is said below, once
                 found = torch.load(path if mapped else file, map_location="cpu", weights_only=True, mmap=mapped)
     except Exception as error:  # each kind of damage has its own: EOFError, KeyError, SafetensorError, ...
         runs = re.search(r"GLOBAL (\S+)", str(error)) if isinstance(error, pickle.UnpicklingError) else None
@@ -163,7 +174,8 @@ class Layout:
 # %% ../../nbs/model/00_weights.ipynb #f0b3c0ba
 _ANY = ("state_dict", "model", "module", "model_state_dict", "net", "network", "")
 LAYOUTS = (
-    Layout("timet checkpoint", ("model",), "backbone.model.", ("teacher.",)),
+    Layout("timet checkpoint", ("model",), "backbone.model.", ("",)),
+    Layout("timet pretraining, teacher", ("distiller",), "teacher.model.", ("",)),
     Layout("released TimeT", _ANY, "feature_extractor.backbone.", ("teacher.",)),
     Layout("DINO or iBOT, teacher", ("teacher",), "backbone."),
     Layout("DINO or iBOT, teacher", ("teacher",), ""),
