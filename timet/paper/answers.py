@@ -69,7 +69,9 @@ def _cannot_open(found: Found, hub: dict[str, str]) -> str:  # `hub` remembers w
                 hub[found.name] = ask_hub(NETWORKS[found.name].backbone)[1]
             reason = next(filter(None, hub.values()), "")
             return unfetched(found.name, reason) if reason else ""
-        open_backbone(found.checkpoint[0], backbone=found.checkpoint[1])
+        source = open_backbone(found.checkpoint[0], backbone=found.checkpoint[1]).source
+        if found.name.startswith("STEGO") and "frozen DINO" in source:
+            return f"{source} would be DINO under the name of STEGO, whose head is not read here; take the row away"
     except TimetError as error:
         return str(error)
     return ""

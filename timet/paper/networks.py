@@ -102,7 +102,7 @@ NETWORKS |= {
 _THEIRS = "needs the training code of its authors; give a file with --checkpoint where you have one"
 UNAVAILABLE: dict[str, str] = {  # Network -> why its rows stay as they are printed
     "STEGO": "its features come from a head behind DINO's frozen network, which is no backbone; its file is read, but as that DINO",
-    "STEGO*": _THEIRS,
+    "STEGO*": "needs the training code of its authors, and its features come from a head that is no backbone",
     "Leopart*": _THEIRS,
     "Flowdino": "no weights are published that are known here",
     "LOCA B/16": "its weights are for JAX",
