@@ -28,7 +28,8 @@ from timm.models import ResNet, VisionTransformer, get_pretrained_cfg, is_model_
 from torch import Tensor, nn
 
 from .core import TimetError, atomic_write, check_shape, samples_dir, seed_everything, write_json
-from .model.weights import hub_file, load_weights
+from .model.hub import hub_file
+from .model.weights import load_weights
 from .run.folder import DEFAULT_NETWORK, find_checkpoint, find_weights
 
 # %% ../nbs/02_backbone.ipynb #833db7d3

@@ -79,7 +79,7 @@ def test_weights_of_the_hub_are_at_hand_where_they_are_cached(
     for room in ("networks", "plan", "answers"):
         monkeypatch.setattr(f"timet.paper.{room}.is_fetched", lambda name: there)
     monkeypatch.setattr(
-        "timet.model.weights.ask_hub", lambda name: asked.append(name) or ("" if reason else "file", reason)
+        "timet.model.hub.ask_hub", lambda name: asked.append(name) or ("" if reason else "file", reason)
     )
     monkeypatch.setattr("timet.backbone.open_backbone", lambda checkpoint, backbone: None)
     words = ("table5", "--data", str(voc), "--dry-run", "--rows", "ResNet-50")
@@ -101,9 +101,7 @@ def test_the_hub_is_asked_once_where_it_cannot_be_reached(
     asked = []
     for room in ("networks", "plan", "answers"):
         monkeypatch.setattr(f"timet.paper.{room}.is_fetched", lambda name: False)
-    monkeypatch.setattr(
-        "timet.model.weights.ask_hub", lambda name: asked.append(name) or ("", "the hub cannot be reached")
-    )
+    monkeypatch.setattr("timet.model.hub.ask_hub", lambda name: asked.append(name) or ("", "the hub cannot be reached"))
     assert status(command, "table5", "--data", str(voc), "--dry-run") == 2
     assert len(asked) == 1 and capsys.readouterr().out.count("the hub cannot be reached") == 2
 

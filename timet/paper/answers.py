@@ -61,7 +61,7 @@ def configure(
 def _cannot_open(found: Found, hub: dict[str, str]) -> str:  # `hub` remembers what the hub said
     "Why a network cannot be opened; empty where it can, or where the hub has it."
     from timet.backbone import open_backbone
-    from timet.model.weights import ask_hub
+    from timet.model.hub import ask_hub
 
     try:
         if found.source == "hub" and not is_fetched(NETWORKS[found.name].backbone):

@@ -113,7 +113,9 @@ def as_markdown(
     lines += [f"**{SAMPLE_WARNING}** Made smaller: {cut_settings(plan)}.", ""] if plan.sample else []
     if table is not None:
         beside = (
-            "the paper's are not shown" if plan.sample else "in brackets the paper's number and ours less the paper's"
+            "the paper's are not shown"
+            if all(c.stand_in for c in cells)
+            else "in brackets the paper's number and ours less the paper's"
         )
         lines += [f"In %: mean and deviation over seeds, {beside}.", "",
                   grid_of(cells), "", f"Protocol: {table.protocol}.", ""]  # fmt: skip
