@@ -81,7 +81,7 @@ def test_weights_of_the_hub_are_at_hand_where_they_are_cached(
     monkeypatch.setattr(
         "timet.model.hub.ask_hub", lambda name: asked.append(name) or ("" if reason else "file", reason)
     )
-    monkeypatch.setattr("timet.backbone.open_backbone", lambda checkpoint, backbone: None)
+    monkeypatch.setattr("timet.backbone.open_backbone", lambda checkpoint, backbone: SimpleNamespace(source="hub"))
     words = ("table5", "--data", str(voc), "--dry-run", "--rows", "ResNet-50")
     assert status(command, *words) == 2 if reason else command(*words) is None
     shown = capsys.readouterr()
