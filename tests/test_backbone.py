@@ -20,6 +20,7 @@ from timet.backbone import (
     create_backbone,
     export_backbone,
     load_backbone,
+    open_backbone,
     resolve_name,
     stem,
 )
@@ -396,6 +397,12 @@ def test_names_that_are_no_backbone(name, words):
         (dict(image_size="32"), "image_size"),
         (dict(model_args=dict(depth="many")), "timm cannot make vit_tiny_patch16_224"),
         (dict(model_args=dict(colour=1)), "timm cannot make vit_tiny_patch16_224"),
+        (dict(model_args=dict(TINY, pretrained=True)), "timm cannot make .* with 'pretrained': it is no setting"),
+        (dict(model_args=dict(TINY, checkpoint_path="/etc/passwd")), "'checkpoint_path': it is no setting"),
+        (dict(model_args=dict(TINY, num_heads=0)), "timm cannot make vit_tiny_patch16_224"),
+        (dict(model_args=dict(TINY, depth=10**9)), "depth must be 1 to 1000 blocks, got 1000000000"),
+        (dict(model_args=dict(TINY, embed_dim=10**9)), "timm cannot make vit_tiny_patch16_224"),
+        (dict(name=["vit_tiny_patch16_224"]), "the name of a backbone is a text"),
     ],
 )
 def test_settings_that_do_not_fit(settings, words):
@@ -486,9 +493,17 @@ def test_exports_that_are_not_whole(tmp_path):
     path = export_backbone(make(), tmp_path / "a.safetensors")
     with pytest.raises(TimetError, match=r"b\.json is needed"):
         load_backbone(tmp_path / "b.safetensors")
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(TimetError, match=r"config\.json holds settings and no weights; give the run folder"):
+        open_backbone(tmp_path / "config.json")
     facts = path.with_suffix(".json")
     text = facts.read_text()
-    for broken in ("", "{", "[]", json.dumps({"name": "resnet18"})):
+    whole = json.loads(text)
+    odd = [
+        whole | change
+        for change in (dict(name=["resnet18"]), dict(name=None), dict(model_args=[1]), dict(model_args=None))
+    ]
+    for broken in ("", "{", "[]", json.dumps({"name": "resnet18"}), "null", "[" * 100_000, *map(json.dumps, odd)):
         facts.write_text(broken)
         with pytest.raises(TimetError, match="missing or damaged"):
             load_backbone(path)
@@ -499,6 +514,45 @@ def test_exports_that_are_not_whole(tmp_path):
     path.unlink()
     with pytest.raises(TimetError, match="no file"):
         load_backbone(path)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (dict(model_args={"pretrained": True}), "'pretrained': it is no setting"),
+        (dict(model_args={"pretrained_cfg": {"url": "http://127.0.0.1/x"}}), "'pretrained_cfg': it is no setting"),
+        (dict(model_args={"checkpoint_path": "other.pth"}), "'checkpoint_path': it is no setting"),
+        (dict(name="hf-hub:timm/resnet18"), "there is no backbone"),
+        (dict(name="resnet18.a1_in1k", model_args={}), "a ViT .*, but resnet18.a1_in1k is a ResNet"),
+        (dict(image_size="large"), "image_size must be"),
+        (dict(image_size=[10**9, 10**9]), "timm cannot make"),
+    ],
+)
+def test_nothing_from_a_file_reaches_the_network(change, words, tmp_path, monkeypatch):
+    import socket
+
+    def forbidden(*args, **kwargs):
+        raise AssertionError("the network was asked")
+
+    monkeypatch.setattr(socket, "getaddrinfo", forbidden)
+    monkeypatch.setattr(socket.socket, "connect", forbidden)
+    path = export_backbone(make(), tmp_path / "a.safetensors")
+    facts = path.with_suffix(".json")
+    about = json.loads(facts.read_text())
+    facts.write_text(json.dumps(about | change))
+    with pytest.raises(TimetError, match=words) as said:
+        load_backbone(path)
+    assert "\n" not in str(said.value)
+
+
+def test_a_file_in_the_cache_that_was_fetched_in_part(tmp_path, monkeypatch):
+    held = tmp_path / "model.safetensors"
+    held.write_bytes(b"\x10\0\0\0\0\0\0\0{")
+    monkeypatch.setattr("timet.backbone.hub_file", lambda name: held)
+    with pytest.raises(
+        TimetError, match=r"the cached weights .*model\.safetensors cannot be read .*; delete that file"
+    ):
+        create_backbone("vit_small_patch16_224.dino")
 
 
 def test_an_unwritable_export(tmp_path):

@@ -10,8 +10,10 @@ __all__ = ['FAMILIES', 'ALIASES', 'stem', 'blocks_of', 'run_blocks', 'Made', 're
 # %% ../nbs/02_backbone.ipynb #6945bd75
 import copy
 import difflib
+import inspect
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +24,12 @@ import timm
 import torch
 from einops import rearrange
 from timm.data import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
-from timm.models import VisionTransformer, get_pretrained_cfg, is_model_in_modules
+from timm.models import ResNet, VisionTransformer, get_pretrained_cfg, is_model_in_modules
 from torch import Tensor, nn
 
 from .core import TimetError, atomic_write, check_shape, samples_dir, seed_everything, write_json
-from .model.weights import hub_file, load_weights
+from .model.hub import hub_file
+from .model.weights import load_weights
 from .run.folder import DEFAULT_NETWORK, find_checkpoint, find_weights
 
 # %% ../nbs/02_backbone.ipynb #833db7d3
@@ -249,12 +252,17 @@ def resolve_name(
 
     Raises `TimetError` where there is no such name or tag, or the network is of another kind.
     """
+    if not isinstance(name, str):
+        raise TimetError(f"the name of a backbone is a text like vit_small_patch16_224.dino, got {reprlib.repr(name)}")
     architecture, args = ALIASES.get(name, (name, {}))
     base, _, tag = architecture.partition(".")
     if not timm.is_model(base):
         known = [*ALIASES, *(n for family in FAMILIES for n in timm.list_models(module=family))]
-        close = difflib.get_close_matches(base, known, n=3, cutoff=0.5) or ["vit_small_patch16_224.dino", "resnet50"]
-        raise TimetError(f"there is no backbone {name!r}; names near it are {', '.join(close)}")
+        close = difflib.get_close_matches(base[:80], known, n=3, cutoff=0.5) or [
+            "vit_small_patch16_224.dino",
+            "resnet50",
+        ]
+        raise TimetError(f"there is no backbone {name[:80]!r}; names near it are {', '.join(close)}")
     if not is_model_in_modules(base, FAMILIES):
         raise TimetError(
             f"{name} is not supported: dense tokens need a plain ViT or a ResNet (no windows, no rotary positions); "
@@ -300,12 +308,35 @@ def _note(file: Path) -> str:
     return json.loads(file.with_suffix(".json").read_text(encoding="utf-8"))["source"]
 
 # %% ../nbs/02_backbone.ipynb #6726dcdc
+_SETTINGS = {p for network in (VisionTransformer, ResNet) for p in inspect.signature(network.__init__).parameters}
+_SETTINGS -= {"self", "block", "layers", "device", "dtype"}
+_DEEPEST = 1000  # blocks; a damaged file that asks for a thousand million would keep a computer busy for days
+
+
+def _check_settings(architecture: str, args: Mapping[str, Any]) -> None:
+    "Raises `TimetError` for what is no setting of a network."
+    for name, value in args.items():
+        if name not in _SETTINGS:
+            raise TimetError(
+                f"timm cannot make {architecture} with {name!r}: it is no setting of a ViT or a ResNet; leave it out"
+            )
+        if name == "depth" and isinstance(value, int) and not 0 < value <= _DEEPEST:
+            raise TimetError(f"timm cannot make {architecture}: depth must be 1 to {_DEEPEST} blocks, got {value}")
+
+# %% ../nbs/02_backbone.ipynb #29615204
 def _create_model(architecture: str, hub: dict[str, Any], args: dict[str, Any]) -> nn.Module:
     "A network of timm without any head; notes in `args` what was taken away."
     try:
         model = timm.create_model(architecture, **hub, **args)
-    except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-        raise TimetError(f"timm cannot make {architecture} with {args}: {error}") from error
+    except Exception as error:  # whatever timm makes of settings that do not go together
+        damaged = not isinstance(error, (RuntimeError, TypeError, ValueError, AssertionError, ArithmeticError))
+        if hub and damaged:
+            file = hub["pretrained_cfg_overlay"]["file"]
+            raise TimetError(
+                f"the cached weights {file} cannot be read ({type(error).__name__}); delete that file and try again"
+            ) from error
+        what = " ".join(str(error).split())[:300]
+        raise TimetError(f"timm cannot make {architecture} with {args}: {what or type(error).__name__}") from error
     if getattr(model, "attn_pool", None) is not None:
         model.reset_classifier(0, "")
         args["global_pool"] = ""
@@ -338,6 +369,7 @@ def create_backbone(
     base, _, tag = architecture.partition(".")
     is_vit, cfg = not is_model_in_modules(base, ["resnet"]), get_pretrained_cfg(architecture)
     args = {"num_classes": 0, **({"dynamic_img_size": True} if is_vit else {"output_stride": 16}), **args}
+    _check_settings(architecture, model_args or {})
     args |= dict(model_args or {})
     size = _pixels(image_size)
     if size and is_vit:
@@ -385,14 +417,20 @@ def load_backbone(
 
     Raises `TimetError` where one of the two files is missing or does not fit the other.
     """
-    path = Path(path).with_suffix(".json")
+    given, path = Path(path), Path(path).with_suffix(".json")
+    if given == path and not path.with_suffix(".safetensors").exists():
+        raise TimetError(
+            f"{path} holds settings and no weights; give the run folder {path.parent}, or a file of weights"
+        )
     try:
         about = json.loads(path.read_text(encoding="utf-8"))
         name, args, size = about["name"], about["model_args"], about["image_size"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        if not (isinstance(name, str) and isinstance(args, dict)):
+            raise TypeError("name must be a text and model_args a dict")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         raise TimetError(
             f"{path} is needed to know which network {path.stem}.safetensors is, and it is missing or damaged; export the "
-            "backbone again, or name the network and give the file with --weights"
+            f"backbone again, or name the network: {path.stem}.safetensors with --backbone NAME"
         ) from error
     backbone = create_backbone(name, weights=path.with_suffix(".safetensors"), tuned_blocks=tuned_blocks,
                                image_size=size, model_args=args)  # fmt: skip

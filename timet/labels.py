@@ -21,7 +21,7 @@ from .sinkhorn import sinkhorn
 
 # %% ../nbs/05_labels.ipynb #1d7896d6
 HEADS = {
-    "released": (1024, 1024, 512, 256),  # what the authors' checkpoint holds
+    "released": (1024, 1024, 512, 256),  # what the constructor of the released code makes
     "paper": (2048, 2048, 256),  # Appendix A: three layers, hidden 2048; no output width given, 256 as released
 }
 

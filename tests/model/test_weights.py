@@ -1,12 +1,16 @@
 """Reading checkpoints: every layout, every way a file can be wrong."""
 
 import argparse
+import gzip
 import os
 import pathlib
 import pickle
+import re
 import sys
 import types
+import typing
 import zipfile
+from collections import defaultdict
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from timet.core import TimetError
-from timet.model.weights import LAYOUTS, describe, hub_file, load_weights, read_checkpoint, select_weights
+from timet.model.weights import (
+    LAYOUTS,
+    describe,
+    load_weights,
+    plain_names,
+    read_checkpoint,
+    select_weights,
+)
 
 SMALL = dict(num_classes=0, patch_size=8, img_size=32, embed_dim=32, num_heads=2, depth=2)
 
@@ -51,12 +62,44 @@ def same(a: nn.Module, b: nn.Module) -> bool:
     return left.keys() == right.keys() and all(torch.equal(left[k], right[k]) for k in left)
 
 
+def chunked(names: dict) -> dict:
+    "DINOv2's training cuts the blocks into chunks, and counts on inside them."
+    return {re.sub(r"blocks\.(\d+)\.", r"blocks.\1.\1.", k): v for k, v in names.items()}
+
+
+def transformers(model: nn.Module, prefix: str = "", dinov2: bool = True) -> dict[str, Tensor]:
+    "A ViT of timm in the names of Hugging Face's `transformers`: those of Dinov2Model, or of ViTModel."
+    names = [("patch_embed.proj.", "embeddings.patch_embeddings.projection."), ("blocks.", "encoder.layer."),
+             (".attn.proj.", ".attention.output.dense.")]  # fmt: skip
+    names += [(".ls1.gamma", ".layer_scale1.lambda1"), (".ls2.gamma", ".layer_scale2.lambda1")]
+    if not dinov2:
+        names += [(".mlp.fc1.", ".intermediate.dense."), (".mlp.fc2.", ".output.dense."),
+                  (".norm1.", ".layernorm_before."), (".norm2.", ".layernorm_after.")]  # fmt: skip
+    whole = {"cls_token": "embeddings.cls_token", "pos_embed": "embeddings.position_embeddings",
+             "reg_token": "embeddings.register_tokens", "norm.weight": "layernorm.weight", "norm.bias": "layernorm.bias"}  # fmt: skip
+    found = {}
+    for key, value in state(model).items():
+        if ".attn.qkv." in key:
+            block, end = key.replace("blocks.", "encoder.layer.").split(".attn.qkv.")
+            for part, third in zip(("query", "key", "value"), value.chunk(3)):
+                found[f"{prefix}{block}.attention.attention.{part}.{end}"] = third.clone()
+            continue
+        name = whole.get(key, key)
+        for ours, theirs in names:
+            name = name.replace(ours, theirs)
+        found[prefix + name] = value
+    return found
+
+
 Z = torch.zeros(3)
 # What each project's checkpoint holds, by its own code: (the row's name, a file made of the right weights and wrong ones).
 # `n` is the network, `o` one with other weights that must not be taken.
 FILES = {
     "ours": ("timet checkpoint", lambda n, o: {
         "model": state(n, "backbone.model.") | state(o, "teacher.backbone.model.") | {"head.0.weight": Z, "prototypes": Z},
+        "optimizer": {"state": {}}, "step": 3}),
+    "ours, pretraining": ("timet pretraining, teacher", lambda n, o: {
+        "distiller": state(n, "teacher.model.") | state(o, "student.model.") | {"head.0.weight": Z, "teacher_head.0.weight": Z},
         "optimizer": {"state": {}}, "step": 3}),
     "TimeT.pth": ("released TimeT", lambda n, o: state(n, "feature_extractor.backbone.") | {
         "prototypes": Z, "feature_extractor.head.0.weight": Z, "feature_extractor.head.0.bias": Z}),
@@ -95,20 +138,54 @@ FILES = {
         "state_dict": state(n, "backbone.") | {"decode_head.conv.weight": Z}}),
     "MaskContrast": ("MaskContrast, query encoder", lambda n, o: {"model": state(n, "module.model_q.backbone.")
         | state(o, "module.model_k.backbone.") | {"module.queue": torch.zeros(2, 4)}, "epoch": 3}),
-    "SwAV": ("SwAV", lambda n, o: state(n, "module.") | {
+    "SwAV": ("plain weights", lambda n, o: state(n, "module.") | {
         "module.projection_head.0.weight": Z, "module.prototypes.weight": Z}),
-    "SwAV, training": ("SwAV", lambda n, o: {"state_dict": state(n, "module."), "epoch": 5}),
+    "SwAV, training": ("iBOT or timm, state_dict", lambda n, o: {"state_dict": state(n, "module."), "epoch": 5}),
     "MAE": ("MAE", lambda n, o: {"model": state(n)}),
     "MAE, full": ("MAE", lambda n, o: {"model": state(n) | {"decoder_embed.weight": Z, "mask_token": Z}}),
     "timm, averaged": ("timm, averaged weights", lambda n, o: {"state_dict_ema": state(n), "state_dict": state(o)}),
     "timm, training": ("iBOT or timm, state_dict", lambda n, o: {"state_dict": state(n) | {"head.weight": Z}}),
     "torch-hub DINO, torchvision, timm": ("plain weights", lambda n, o: state(n)),
+    "TimeT, checkpoint.pth": ("released TimeT", lambda n, o: {"model": state(n, "feature_extractor.backbone.")
+        | state(o, "teacher.backbone.") | {"prototypes": Z, "feature_extractor.head.0.weight": Z}, "optimizer": {}, "epoch": 3}),
+    "TimeT, parallel and compiled": ("released TimeT", lambda n, o: {"model": state(n, "_orig_mod.module.feature_extractor.backbone.")
+        | state(o, "_orig_mod.module.teacher.backbone.") | {"_orig_mod.module.prototypes": Z}}),
+    "STEGO": ("STEGO, its frozen DINO", lambda n, o: {"state_dict": state(n, "net.model.") | {
+        "net.cluster1.0.weight": Z, "net.cluster2.2.bias": Z, "linear_probe.weight": Z, "cluster_probe.clusters": Z,
+        "train_cluster_probe.clusters": Z, "decoder.weight": Z}, "epoch": 4, "pytorch-lightning_version": "1.5"}),
+    "DenseCL": ("DenseCL, query encoder", lambda n, o: {"meta": {"epoch": 200}, "state_dict": state(n, "encoder_q.0.")
+        | state(n, "backbone.") | state(o, "encoder_k.0.") | {
+        "queue": Z, "queue2": Z, "queue_ptr": Z, "encoder_q.1.mlp.0.weight": Z, "encoder_k.1.mlp2.0.weight": Z}}),
+    "MoCo": ("MoCo, query encoder", lambda n, o: {"arch": "resnet50", "state_dict": state(n, "module.encoder_q.")
+        | state(o, "module.encoder_k.") | {"module.queue": Z, "module.queue_ptr": Z, "module.encoder_q.fc.0.weight": Z}}),
+    "SimSiam": ("SimSiam or PixPro, encoder", lambda n, o: {"state_dict": state(n, "module.encoder.")
+        | {"module.encoder.fc.0.weight": Z, "module.predictor.0.weight": Z}}),
+    "MaskContrast, one process": ("MaskContrast, query encoder", lambda n, o: {"model": state(n, "model_q.backbone.")
+        | state(o, "model_k.backbone.") | {"model_q.decoder.0.weight": Z, "queue": Z}}),
+    "DINOv2, training": ("DINO or iBOT, teacher", lambda n, o: {"teacher": chunked(state(n, "backbone."))
+        | {"backbone.mask_token": Z, "dino_head.mlp.0.weight": Z, "ibot_head.last_layer.weight_v": Z}}),
+    "DINOv2, both": ("DINOv2, teacher", lambda n, o: {"model": chunked(state(n, "teacher.backbone."))
+        | chunked(state(o, "student.backbone.")) | {"teacher.dino_head.mlp.0.weight": Z, "dino_loss.center": Z}}),
+    "DINO, teacher extracted": ("DINO or iBOT, teacher", lambda n, o: {"teacher": state(n), "student": state(o)}),
+    "DINO, student extracted": ("DINO or iBOT, student", lambda n, o: {"student": state(n)}),
+    "DINOv2, chunked": ("plain weights", lambda n, o: chunked(state(n)) | {"mask_token": Z}),
+    "with prefix, as safetensors are": ("Lightning, backbone", lambda n, o: state(n, "backbone.") | {"dino_head.mlp.0.weight": Z}),
+    "DeepSpeed": ("plain weights", lambda n, o: {"module": state(n), "optimizer": None, "global_steps": 3}),
+    "DeiT": ("timm, averaged weights", lambda n, o: {"model_ema": state(n) | {"head.weight": Z}, "model": state(o)}),
+    "averaged": ("timm, averaged weights", lambda n, o: {"ema": state(n, "module.") | {"n_averaged": torch.tensor(3)}}),
+    "NumPy arrays": ("plain weights", lambda n, o: {k: v.numpy() for k, v in state(n).items()}),
+    "with company": ("plain weights", lambda n, o: state(n) | {"epoch": 3, "args": {"lr": 0.1}}),
     "with a classifier": ("plain weights", lambda n, o: state(n) | {"head.weight": Z, "fc.bias": Z}),
+    **{f"Hugging Face, {name}": ("Hugging Face", lambda n, o, name=name: transformers(n, f"{name}.", name.startswith("dinov2"))
+        | {"classifier.weight": Z, f"{name}.pooler.dense.weight": Z, f"{name}.embeddings.mask_token": Z})
+       for name in ("dinov2", "dinov2_with_registers", "vit", "deit")},
+    "Hugging Face, Dinov2Model": ("plain weights", lambda n, o: transformers(n)),
+    "Hugging Face, ViTModel": ("plain weights", lambda n, o: transformers(n, dinov2=False)),
 }  # fmt: skip
+OF_VITS = [kind for kind in FILES if kind.startswith("Hugging")]
 
 
-@pytest.mark.parametrize("make", [vit, resnet], ids=["vit", "resnet"])
-@pytest.mark.parametrize("kind", FILES)
+@pytest.mark.parametrize("kind, make", [(k, m) for k in FILES for m in (vit, resnet) if m is vit or k not in OF_VITS])
 def test_every_layout_gives_its_network(kind, make, tmp_path):
     right, wrong, target = make(0), make(1), make(2)
     layout, build = FILES[kind]
@@ -117,19 +194,51 @@ def test_every_layout_gives_its_network(kind, make, tmp_path):
     assert same(target, right)
 
 
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda k: f"module.{k}",
+        lambda k: f"_orig_mod.{k}",
+        lambda k: f"module._orig_mod.{k}",
+        lambda k: f"_orig_mod.module.module.{k}",
+        lambda k: k.replace("blocks.1.", "blocks.1._orig_mod."),
+        lambda k: f"module.backbone.module.{k}".replace("attn.", "attn._orig_mod."),
+        lambda k: f"_fsdp_wrapped_module.{k}".replace("blocks.0.", "blocks.0._checkpoint_wrapped_module."),
+    ],
+)
+@pytest.mark.parametrize("inside", ["", "model", "state_dict", "teacher"])
+def test_wrappers_in_any_order_and_depth(wrap, inside, tmp_path):
+    right, target = vit(0), vit(1)
+    names = {wrap(k): v for k, v in state(right).items()}
+    torch.save({inside: names} if inside else names, tmp_path / "a.pth")
+    load_weights(target, tmp_path / "a.pth")
+    assert same(target, right)
+
+
+def test_one_name_twice_is_refused():
+    file = state(vit(0)) | state(vit(1), "module.")
+    with pytest.raises(TimetError, match=r"the checkpoint holds cls_token twice, once as module\.cls_token"):
+        select_weights(file)
+
+
 def test_every_row_of_the_table_is_used():
     network, used = vit(), set()
     for _, build in FILES.values():
         layout = select_weights(build(network, network))[1]
-        used.add((layout.inside, layout.prefix))
-    assert used == {(row.inside, row.prefix) for row in LAYOUTS}
+        used.add((layout.name, layout.prefix))
+    assert used == {(row.name, row.prefix) for row in LAYOUTS}
 
 
-def find(file: dict, suffix: str) -> tuple[dict, str]:
-    "Where in a nested checkpoint the selected network keeps a weight."
+def find(file: dict, name: str) -> tuple[dict, str]:
+    "Where in a nested checkpoint the selected network keeps a weight, and under which name."
     _, layout = select_weights(file)
-    held = file[layout.inside] if layout.inside else file
-    return held, layout.prefix + suffix
+    for held in [file.get(key) if key else file for key in layout.inside]:
+        if isinstance(held, dict):
+            raw = [k for k, v in held.items() if isinstance(v, (Tensor, np.ndarray))]
+            names = dict(zip(plain_names(held), sorted(raw, key=lambda k: isinstance(held[k], np.ndarray))))
+            if layout.prefix + name in names:
+                return held, names[layout.prefix + name]
+    raise AssertionError(name)
 
 
 @pytest.mark.parametrize("kind", FILES)
@@ -143,10 +252,10 @@ def test_a_missing_and_a_surplus_weight_are_named(kind, tmp_path):
     with pytest.raises(TimetError, match=r"lacks blocks\.1\.mlp\.fc2\.bias"):
         load_weights(target, path)
     file = FILES[kind][1](vit(0), vit(1))
-    held, key = find(file, "blocks.1.gamma_9")
-    held[key] = Z
+    held, key = find(file, "blocks.1.mlp.fc2.bias")
+    held[key + "_9"] = Z
     torch.save(file, path)
-    with pytest.raises(TimetError, match=r"no place for blocks\.1\.gamma_9"):
+    with pytest.raises(TimetError, match=r"no place for blocks\.1\.mlp\.fc2\.bias_9"):
         load_weights(target, path)
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items()), "a refused file changed the network"
 
@@ -156,7 +265,7 @@ def test_a_missing_and_a_surplus_weight_are_named(kind, tmp_path):
     [
         k
         for k, (name, _) in FILES.items()
-        if name in ("released TimeT", "Leopart", "SwAV", "MaskContrast, query encoder")
+        if name in ("released TimeT", "Leopart", "STEGO, its frozen DINO", "MaskContrast, query encoder")
     ],
 )
 def test_unknown_parts_beside_the_network_are_named(kind):
@@ -210,6 +319,30 @@ def test_dinov2_registers_get_timms_form(tmp_path):
     torch.testing.assert_close(target.forward_features(image), timms.forward_features(image))
 
 
+@pytest.mark.parametrize("prefix", ["", "dinov2_with_registers."])
+def test_hugging_faces_dinov2_with_registers(prefix, tmp_path):
+    timms = vit(0, reg_tokens=4, no_embed_class=True, init_values=1e-5)
+    file, position = transformers(timms, prefix), torch.randn(1, 1, 32)
+    inside = f"{prefix}embeddings."
+    file[f"{inside}cls_token"] = file[f"{inside}cls_token"] - position
+    file[f"{inside}position_embeddings"] = torch.cat([position, file[f"{inside}position_embeddings"]], 1)
+    safetensors.torch.save_file(file, tmp_path / "model.safetensors")
+    target = vit(1, reg_tokens=4, no_embed_class=True, init_values=1e-5)
+    load_weights(target, tmp_path / "model.safetensors")
+    image = torch.randn(2, 3, 32, 32)
+    torch.testing.assert_close(target.forward_features(image), timms.forward_features(image))
+
+
+def test_hugging_faces_third_of_a_qkv_is_missed(tmp_path):
+    file = transformers(vit())
+    del file["encoder.layer.1.attention.attention.key.bias"]
+    torch.save(file, tmp_path / "a.pth")
+    with pytest.raises(
+        TimetError, match=r"lacks blocks\.1\.attn\.qkv\.bias; has no place for blocks\.1\.attn\.query\.bias"
+    ):
+        load_weights(vit(1), tmp_path / "a.pth")
+
+
 def test_old_resnets_without_batch_counters(tmp_path):
     right, target = resnet(0), resnet(1)
     torch.save({k: v for k, v in state(right).items() if "num_batches" not in k}, tmp_path / "old.pth")
@@ -223,6 +356,53 @@ def test_half_precision_and_safetensors(tmp_path):
     load_weights(target, tmp_path / "half.safetensors")
     for k, v in target.state_dict().items():
         assert v.dtype == torch.float32 and torch.equal(v, right.state_dict()[k].half().float())
+
+
+# values
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (
+            lambda v: (v * 50).to(torch.int8),
+            r"quantised or packed weights, cls_token \(int8\).*give them as fp32, fp16 or bf16",
+        ),
+        (lambda v: (v * 50).to(torch.uint8), r"\(uint8\)"),
+        (lambda v: v.to(torch.complex64), r"\(complex64\)"),
+        (lambda v: v.to_sparse(), r"quantised or packed"),
+        (lambda v: v.to(torch.float8_e4m3fn), r"\(float8_e4m3fn\)"),
+        (lambda v: v / 0 - v / 0, "values that are no finite numbers, in cls_token"),
+    ],
+    ids=["int8", "uint8", "complex", "sparse", "float8", "nan"],
+)
+def test_weights_that_are_no_plain_numbers(change, words, tmp_path):
+    target = vit(2)
+    before = state(target)
+    torch.save({k: change(v) for k, v in state(vit()).items()}, tmp_path / "a.pth")
+    with pytest.raises(TimetError, match=words):
+        load_weights(target, tmp_path / "a.pth")
+    assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_floats_are_read(dtype, tmp_path):
+    right, target = vit(0), vit(1)
+    torch.save({k: v.to(dtype) for k, v in state(right).items()}, tmp_path / "a.pth")
+    load_weights(target, tmp_path / "a.pth")
+    for k, v in target.state_dict().items():
+        assert v.dtype == torch.float32 and torch.equal(v, right.state_dict()[k].to(dtype).float())
+
+
+@pytest.mark.parametrize("key", ["patch_embed.proj.weight", "reg_token", "register_tokens", "pos_embed", "cls_token"])
+@pytest.mark.parametrize(
+    "value", [torch.tensor(1.0), torch.zeros(0), torch.zeros(2, 2, 2, 2, 2)], ids=["scalar", "none", "5d"]
+)
+def test_odd_shapes_are_one_sentence(key, value, tmp_path):
+    torch.save(state(vit()) | {key: value}, tmp_path / "a.pth")
+    with pytest.raises(TimetError, match=r"a\.pth") as said:
+        load_weights(vit(1), tmp_path / "a.pth")
+    assert "\n" not in str(said.value)
 
 
 # positions
@@ -359,9 +539,59 @@ def test_lightnings_bookkeeping_is_left_aside(tmp_path, monkeypatch):
     assert same(target, vit(0))
 
 
+def test_settings_of_omegaconf_are_left_aside(tmp_path, monkeypatch):
+    "STEGO's files carry their settings as OmegaConf's classes."
+    for name in ("omegaconf", "omegaconf.dictconfig", "omegaconf.base", "omegaconf.nodes"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+
+    def kind(module, name):
+        made = type(name, (), {"__module__": module})
+        setattr(sys.modules[module], name, made)
+        return made
+
+    settings, about, node = (kind(*w) for w in (("omegaconf.dictconfig", "DictConfig"),
+                                                ("omegaconf.base", "ContainerMetadata"), ("omegaconf.nodes", "AnyNode")))  # fmt: skip
+    made, meta, value = settings(), about(), node()
+    vars(meta).update(ref_type=typing.Any, object_type=dict, key_type=int, flags=defaultdict(dict))
+    vars(value).update(_val=0.5)
+    vars(made).update(_metadata=meta, _content={"lr": value})
+    file = FILES["STEGO"][1](vit(0), vit(1)) | {"hyper_parameters": {"n_classes": 27, "cfg": made}}
+    torch.save(file, tmp_path / "stego.ckpt")
+    for name in ("omegaconf.dictconfig", "omegaconf.base", "omegaconf.nodes", "omegaconf"):
+        monkeypatch.delitem(sys.modules, name)
+    target = vit(2)
+    assert load_weights(target, tmp_path / "stego.ckpt") == "STEGO, its frozen DINO"
+    assert same(target, vit(0))
+
+
 def write(path: Path, content: bytes) -> Path:
     path.write_bytes(content)
     return path
+
+
+def archive(path: Path) -> Path:
+    with zipfile.ZipFile(path, "w") as target:
+        target.writestr("weights.pth", b"x")
+    return path
+
+
+def script(path: Path) -> Path:
+    torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.zeros(1, 2)), path)
+    return path
+
+
+def whole_safetensors(folder: Path) -> bytes:
+    safetensors.torch.save_file(state(vit()), folder / "whole.safetensors")
+    return (folder / "whole.safetensors").read_bytes()
+
+
+def test_the_bytes_say_what_a_file_is_and_not_its_name(tmp_path):
+    right, a, b = vit(0), vit(1), vit(2)
+    (tmp_path / "a.bin").write_bytes(whole_safetensors(tmp_path))
+    torch.save(state(right), tmp_path / "b.safetensors")
+    load_weights(a, tmp_path / "a.bin")
+    load_weights(b, tmp_path / "b.safetensors")
+    assert same(a, right) and same(b, right)
 
 
 def truncated(path: Path) -> bytes:
@@ -374,14 +604,30 @@ def truncated(path: Path) -> bytes:
     [
         (lambda d: d / "absent.pth", "there is no file"),
         (lambda d: d, "there is no file"),
-        (lambda d: write(d / "empty.pth", b""), "cannot be read as a checkpoint"),
+        (lambda d: write(d / "empty.pth", b""), "cannot be read as a checkpoint: it is empty; fetch or copy it again"),
+        (
+            lambda d: write(d / "empty.safetensors", b""),
+            "empty.safetensors cannot be read as a checkpoint: it is empty",
+        ),
+        (
+            lambda d: write(d / "lfs.pth", b"version https://git-lfs.github.com/spec/v1\n"),
+            "pointer that Git LFS leaves",
+        ),
+        (lambda d: write(d / "config.json", b'{"preset": "demo"}'), "it holds settings and no weights"),
+        (lambda d: write(d / "a.pth.gz", gzip.compress(b"x")), "compressed archive; unpack it"),
+        (lambda d: archive(d / "a.zip"), "an archive and no checkpoint; unpack it"),
+        (lambda d: script(d / "a.pt"), "a program of TorchScript"),
+        (lambda d: write(d / "half.safetensors", whole_safetensors(d)[:-9]), "cannot be read as a checkpoint"),
         (lambda d: write(d / "text.pth", b"hello world"), "cannot be read as a checkpoint"),
-        (lambda d: write(d / "page.pth", b"<html>404</html>"), "cannot be read as a checkpoint"),
-        (lambda d: write(d / "half.pth", truncated(d / "whole.pth")), "cannot be read as a checkpoint"),
+        (lambda d: write(d / "page.pth", b"<html>404</html>"), "cannot be read as a checkpoint: it is a web page"),
+        (
+            lambda d: write(d / "half.pth", truncated(d / "whole.pth")),
+            "cannot be read as a checkpoint: it is cut short",
+        ),
         (lambda d: write(d / "text.safetensors", b"hello world"), "cannot be read as a checkpoint"),
         (lambda d: write(d / "list.pth", pickle.dumps([1, 2])), "list.pth"),
     ],
-    ids=["absent", "folder", "empty", "text", "web page", "truncated", "no safetensors", "plain pickle"],
+    ids="absent folder empty empty-safetensors lfs json gzip zip script half-safetensors text web-page truncated no-safetensors pickle".split(),
 )
 @pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 def test_unreadable_files_get_one_sentence(make, words, tmp_path):
@@ -394,68 +640,3 @@ def test_a_list_is_no_checkpoint(tmp_path):
     torch.save([1, 2], tmp_path / "list.pth")
     with pytest.raises(TimetError, match="holds a list where a dict"):
         read_checkpoint(tmp_path / "list.pth")
-
-
-# the hub
-
-
-class Answer:
-    def __init__(self, code: int):
-        self.status_code = code
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    "A hub client with an empty cache that must not download."
-    import huggingface_hub
-
-    def forbidden(*args, **kwargs):
-        raise AssertionError("the slow download was tried")
-
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", forbidden)
-    return huggingface_hub
-
-
-def answering(monkeypatch, hub, reply):
-    asked = []
-
-    class Session:
-        def head(self, url, timeout):
-            asked.append((url, timeout))
-            return reply()
-
-    monkeypatch.setattr("huggingface_hub.utils.get_session", lambda: Session())
-    return asked
-
-
-def test_offline_is_one_question_and_one_sentence(hub, monkeypatch):
-    def offline():
-        raise ConnectionError("Name or service not known")
-
-    asked = answering(monkeypatch, hub, offline)
-    with pytest.raises(TimetError) as said:
-        hub_file("vit_small_patch16_224.dino")
-    assert len(asked) == 1 and asked[0][1] <= 10
-    for words in ("model.safetensors", "huggingface.co/timm/vit_small_patch16_224.dino", "--weights FILE"):
-        assert words in str(said.value)
-
-
-def test_a_refusal_of_the_hub_is_told(hub, monkeypatch):
-    asked = answering(monkeypatch, hub, lambda: Answer(404))
-    with pytest.raises(TimetError, match="the hub answers 404"):
-        hub_file("vit_small_patch16_224.dino")
-    assert [url.rsplit("/")[-1] for url, _ in asked] == ["model.safetensors", "pytorch_model.bin"]
-
-
-def test_the_file_that_the_hub_has_is_fetched(hub, monkeypatch, tmp_path):
-    answering(monkeypatch, hub, lambda: Answer(302))
-    monkeypatch.setattr(hub, "hf_hub_download", lambda repo, file, revision: str(tmp_path / file))
-    assert hub_file("vit_small_patch16_224.dino") == tmp_path / "model.safetensors"
-
-
-def test_names_without_weights(hub):
-    with pytest.raises(TimetError, match="timm has no weights"):
-        hub_file("vit_base_patch16_plus_240")
-    with pytest.raises(TimetError, match=r"not on the hub; get https://.*--weights FILE"):
-        hub_file("vit_huge_patch14_gap_224.in1k_ijepa")

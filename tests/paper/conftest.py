@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 
 def _tree(root: Path, *folders: str, **files: str) -> Path:
@@ -23,8 +24,17 @@ def tree():
 
 @pytest.fixture
 def voc(tmp_path: Path) -> Path:
-    return _tree(tmp_path / "sets/VOCdevkit/VOC2012", "JPEGImages", "SegmentationClass", "SegmentationClassAug",
-                 ImageSets__Segmentation__val_txt="2007_000033\n2007_000042\n")  # fmt: skip
+    "Two pictures of 8 x 8 pixels to score and one to learn from, with masks."
+    lists = {"val": ("2007_000033", "2007_000042"), "train": ("2008_000008",), "trainaug": ("2008_000008",)}
+    files = {f"ImageSets__Segmentation__{part}_txt": "\n".join(names) + "\n" for part, names in lists.items()}
+    root = _tree(
+        tmp_path / "sets/VOCdevkit/VOC2012", "JPEGImages", "SegmentationClass", "SegmentationClassAug", **files
+    )
+    for name in {name for names in lists.values() for name in names}:
+        Image.new("RGB", (8, 8)).save(root / f"JPEGImages/{name}.jpg")
+        for folder in ("SegmentationClass", "SegmentationClassAug"):
+            Image.new("L", (8, 8), 1).save(root / f"{folder}/{name}.png")
+    return root
 
 
 @pytest.fixture

@@ -3,10 +3,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
-from timet.backbone import open_backbone
+from timet.backbone import create_backbone, open_backbone
 from timet.core import TimetError, samples_dir
+from timet.paper.answers import Compute, open_plan
 from timet.paper.networks import NETWORKS, UNAVAILABLE, Found, find_network, run_name, stand_in, training_words
+from timet.paper.plan import make_plan
+from timet.paper.questions import find_experiment
 from timet.training.config import read_command
 
 
@@ -48,6 +52,19 @@ def test_training_lines_are_understood(tmp_path: Path) -> None:
     assert read_command(training_words("DINO*", "v")).loss.labels.forwarded == "none"
     with pytest.raises(TimetError, match="not trained on video"):
         training_words("SwAV", "videos")
+
+
+def test_stego_is_not_dino_under_another_name(tmp_path: Path) -> None:
+    "Its file is read as the DINO inside it, so that no row of STEGO may come out of it."
+    dino = create_backbone("vit_small_patch16_224", weights="none", tuned_blocks=0)
+    torch.save(
+        {"state_dict": {f"net.model.{k}": v for k, v in dino.model.state_dict().items()}}, tmp_path / "stego.ckpt"
+    )
+    plan = make_plan(find_experiment("figure7"), samples_dir(), given={"STEGO": str(tmp_path / "stego.ckpt")})
+    with pytest.raises(
+        TimetError, match=r"STEGO: stego\.ckpt .STEGO, its frozen DINO. would be DINO under the name of STEGO"
+    ):
+        open_plan(plan, Compute(device="cpu"), ["STEGO"])
 
 
 def test_no_network_is_both_there_and_not() -> None:

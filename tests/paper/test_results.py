@@ -16,6 +16,8 @@ def test_a_cell_as_text() -> None:
     assert str(Compared("r", "c", "n", "", 5.0, Answer((4.0, 6.0)))) == "5.0 ± 1.0 (5.0, +0.0)"
     assert str(Compared("r", "c", "n", "", None, Answer((4.0,)))) == "4.0"
     assert str(Compared("r", "c", "n", "", 5.0)) == "- (5.0)" and str(Compared("r", "c", "n", "", None)) == "-"
+    stood_in = Compared("r", "c", "n", "stand-in", 5.0, Answer((4.0, 6.0)), stand_in=True)
+    assert str(stood_in) == "5.0 ± 1.0" and stood_in.difference is None and grid_of([stood_in]).startswith("| ours |")
     twelve = [Compared("r", c, "n", "", 1.0) for c in TABLES["table4"].columns]
     assert grid_of(twelve).count("| ours (paper") == 4
 

@@ -8,8 +8,8 @@ __all__ = ['SHOWN', 'SAMPLE_WARNING', 'needed_tokens', 'Plan', 'make_plan', 'des
 # %% ../../nbs/paper/04_plan.ipynb #998ebae5
 import re
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..core import TimetError
@@ -68,6 +68,25 @@ class Plan:
     networks: dict[str, Found]  # Networks that are needed, here or not
     missing: list[str]  # One sentence each
     cells: dict[tuple[str, str], tuple[Found, Question, Place]]  # What can be computed: who is asked, what, and where
+    reasons: dict[tuple[str, str], str] = field(
+        default_factory=dict
+    )  # Why a cell is left out, where network and data are here
+
+    def leave_out(
+        self,
+        why: str,  # One sentence
+        cells: Iterable[tuple[str, str]],  # What cannot be computed for this reason
+    ) -> None:
+        "Take cells out of the plan, and say why."
+        self.missing.append(why)
+        for cell in list(cells):
+            self.cells.pop(cell, None)
+            self.reasons[cell] = why
+
+    @property
+    def later(self) -> set[str]:  # Networks whose weights the hub has and this machine has not
+        hub = {name for name, found in self.networks.items() if found.source == "hub"}
+        return {name for name in hub if not is_fetched(NETWORKS[name].backbone)}
 
     @property
     def sample(self) -> bool:
@@ -76,7 +95,15 @@ class Plan:
     @property
     def state(self) -> str:  # `ready`, `in part`, or `missing`
         wanted = [c for c, (network, _) in self.experiment.cells.items() if network not in UNAVAILABLE]
-        return "missing" if not self.cells else "ready" if set(wanted) <= set(self.cells) else "in part"
+        return (
+            "missing" if not self.cells else "ready" if set(wanted) <= set(self.cells) and not self.later else "in part"
+        )
+
+    @property
+    def count(self) -> str:  # `72 of 96`, and how many more after a fetch
+        later = sum(found.name in self.later for found, _, _ in self.cells.values())
+        more = f", and {later} more with weights that the hub has and this machine has not" if later else ""
+        return f"{len(self.cells) - later} of {len(self.experiment.cells)} numbers can be computed{more}"
 
     @property
     def tokens(self) -> dict[tuple, tuple[int, int]]:  # As from `needed_tokens`, each once
@@ -114,17 +141,15 @@ def make_plan(
         plan.networks[name] = found
         if not found.source:
             plan.missing.append(f"{name}: {'stays as printed, ' if name in UNAVAILABLE else ''}{found.missing}")
-    voc, learned = plan.places.get("voc"), {c for c, (_, q) in wanted.items() if q.protocol in ("probe", "incontext")}
-    blocked = learned if voc is not None and not voc.sample and voc.train is None else set()
-    if blocked:
-        plan.missing.append(
-            f"voc trainaug: {voc.path} has no SegmentationClassAug/ with the 10,582 training masks; unpack them there"
-        )
     for cell, (name, question) in wanted.items():
         found = plan.networks.get(name, Found())
-        if question.data in plan.places and (not name or found.source) and cell not in blocked:
+        if question.data in plan.places and (not name or found.source):
             asked = for_samples(question) if sample else question
             plan.cells[cell] = found, asked, plan.places[question.data]
+    voc, learned = plan.places.get("voc"), [c for c, (_, q) in wanted.items() if q.protocol in ("probe", "incontext")]
+    if learned and voc is not None and not voc.sample and voc.train is None:
+        why = f"voc trainaug: {voc.path} has no SegmentationClassAug/ with the 10,582 training masks; unpack them there"
+        plan.leave_out(why, learned)
     return plan
 
 # %% ../../nbs/paper/04_plan.ipynb #f707b5c9
@@ -154,7 +179,7 @@ def describe_plan(
         lines += [f"           {place.note}"] if place.note else []
     lines += [f"  network  {_say_network(found, plan.sample)}" for found in plan.networks.values() if found.source]
     lines += [f"  missing  {text}" for text in plan.missing]
-    lines += ["", f"  state    {plan.state}: {len(plan.cells)} of {len(e.cells)} numbers can be computed"]
+    lines += ["", f"  state    {plan.state}: {plan.count}"]
     if plan.tokens:
         read, kept = (sum(size[i] for size in plan.tokens.values()) for i in (0, 1))
         networks = len({name[0] for name in plan.tokens})

@@ -20,6 +20,7 @@ PROTOCOLS = {  # Name -> the module that has `run`, and its config; the last thr
     "probe": ("timet.eval.probe", "ProbeConfig"),
     "incontext": ("timet.eval.incontext", "IncontextConfig"),
     "foreground": ("timet.eval.foreground", "ForegroundConfig"),
+    "attention": ("timet.eval.foreground", "ForegroundConfig"),
     "forwarding": ("timet.eval.forwarding", "ForwardingConfig"),
     "maps": ("timet.evaluate", "EvaluateConfig"),
     "overlay": ("timet.eval.foreground", "ForegroundConfig"),
@@ -46,6 +47,12 @@ _COMMON: dict[str, dict[str, Any]] = {
     "probe": {"image_size": 448, "store": "bf16"},
     "incontext": {"image_size": 512, "store": "bf16", "variant": "paper", "memory_size": 10_240_000},
     "foreground": {"image_size": 448, "mask_size": 448, "train_split": "train"},
+    "attention": {
+        "image_size": 448,
+        "mask_size": 448,
+        "k": 2,
+        "threshold": "share",
+    },  # its report has the attention alone as well
     "forwarding": {"image_size": 224, "num_frames": 25},
     "maps": {"image_size": 448, "mask_size": 448, "sampling": "regular", "delta_t": 0.2},
 }
@@ -78,8 +85,8 @@ def _video(data: str, way: str, over: bool = False) -> Question:
     return ask("video", data, protocol=(_WAYS[way],), k=(str(k),), num_frames=CLIP[data])
 
 
-def _jaccard(data: str) -> Question:
-    return ask("foreground", data, per_video=CLIP.get(data, 4))
+def _jaccard(data: str, protocol: str = "foreground") -> Question:
+    return ask(protocol, data, per_video=CLIP.get(data, 4))
 
 
 def _forward(method: str, seconds: str) -> Question:
@@ -148,7 +155,9 @@ _GRIDS |= {
                                                for over in (False, True) for data in ("ytvos", "davis") for way in _WAYS}),
     "table5": _grid(_rows("table5", **_DINO), {"K=21": _k(21), "K=500": _k(500), "LC": _LC, "FCN": _FCN})
     | {(r, "K=21"): (r, _CBFE) for r in ("TimeT", "Leopart")},
-    "table6": _grid(_rows("table6", **_DINO), {c: _jaccard(c.lower()) for c in TABLES["table6"].columns}),
+    "table6": _grid(_DINO, {c: _jaccard(c.lower(), "attention") for c in TABLES["table6"].columns})
+    | _grid({"DINO, CBFE": "DINO S/16"} | {row: row for row in TABLES["table6"].rows if row != "DINO"},
+            {c: _jaccard(c.lower()) for c in TABLES["table6"].columns}),
     "table7": _grid(_rows("table7", **_DINO, TimeT="TimeT, EPIC"), {way: _video("visor", way) for way in "FC"}),
     "table8": _grid(_rows("table8", **{f"{name} S/16": name for name in ("CrOC", "Leopart", "TimeT")}),
                     {"mIoU": ask("incontext", "voc")}),
@@ -161,13 +170,21 @@ _GRIDS |= {
 
 # %% ../../nbs/paper/01_questions.ipynb #e2e0fd29
 _PAIR = {"DINO": "DINO S/16", "TimeT": "TimeT"}
+_OVERLAY = {"VOC": replace(_CBFE, protocol="overlay")}
 _GRIDS |= {
-    "figure3": _grid({"TimeT": "TimeT"}, {d.upper(): ask("maps", d, num_frames=8) for d in ("ytvos", "davis")}),
+    "figure3": _grid(
+        {"TimeT": "TimeT"},
+        {d.upper(): ask("maps", d, num_frames=8) for d in ("ytvos", "davis")}
+        | {"VISOR": ask("maps", "visor", num_frames=CLIP["visor"])}
+        | _OVERLAY,
+    ),
     "figure4": {("objects", "count"): ("", ask("counts", "ytvos"))},
     "figure5": _grid(_PAIR, {"IoU": _CBFE}),
     "figure6": _grid(_PAIR, {"IoU": _k(500)}),
-    "figure7": _grid(_PAIR, {"DAVIS": ask("maps", "davis", num_frames=8)}),
-    "figure8": _grid({"TimeT": "TimeT"}, {"VOC": replace(_CBFE, protocol="overlay")}),
+    "figure7": _grid(
+        {"DINO": "DINO S/16", "STEGO": "STEGO", "TimeT": "TimeT"}, {"DAVIS": ask("maps", "davis", num_frames=8)}
+    ),
+    "figure8": _grid({"TimeT": "TimeT"}, _OVERLAY),
     "figure9": _grid(_PAIR, {"DAVIS": ask("maps", "davis", num_frames=16)}),
 }
 
@@ -202,7 +219,7 @@ class Experiment:
 # %% ../../nbs/paper/01_questions.ipynb #781be404
 EXPERIMENTS = {
     name: Experiment(name, title, {key: cell for key, cell in _GRIDS[name].items()
-                                   if name not in TABLES or TABLES[name].value(*key) is not None})
+                                   if name not in TABLES or key[0] not in TABLES[name].rows or TABLES[name].value(*key) is not None})
     for name, title in [*((n, t.title) for n, t in TABLES.items()), *((n, title) for n, (title, _) in FIGURES.items())]
 }  # fmt: skip
 

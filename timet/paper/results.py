@@ -29,16 +29,19 @@ class Compared:
     paper: float | None  # Percent
     answer: Answer | None = None  # `None` where it was not computed
     reason: str = ""  # Why not
+    stand_in: bool = False  # Did other data or another network stand in for the paper's?
 
     @property
-    def difference(self) -> float | None:  # Ours less the paper's, points; `None` where one of the two is missing
-        return None if self.answer is None or self.paper is None else self.answer.mean - self.paper
+    def difference(
+        self,
+    ) -> float | None:  # Ours less the paper's, points; `None` where one is missing, or is another thing
+        return None if self.answer is None or self.paper is None or self.stand_in else self.answer.mean - self.paper
 
     def __str__(self) -> str:  # `34.1 ± 0.2 (34.5, -0.4)`, or `- (34.5)`
         if self.answer is None or not self.answer.values:
-            return "-" if self.paper is None else f"- ({self.paper:.1f})"
+            return "-" if self.paper is None or self.stand_in else f"- ({self.paper:.1f})"
         spread = f" ± {self.answer.std:.1f}" if len(self.answer.values) > 1 else ""
-        beside = "" if self.paper is None else f" ({self.paper:.1f}, {self.difference:+.1f})"
+        beside = "" if self.difference is None else f" ({self.paper:.1f}, {self.difference:+.1f})"
         return f"{self.answer.mean:.1f}{spread}{beside}"
 
 # %% ../../nbs/paper/07_results.ipynb #da9f4575
@@ -59,7 +62,7 @@ def grid_of(
     rows, columns = (list(dict.fromkeys(key[i] for key in there)) for i in (0, 1))
     parts = []
     for block in _blocks(columns):
-        lines = [["ours (paper, difference)", *block]]
+        lines = [["ours" if all(c.stand_in for c in cells) else "ours (paper, difference)", *block]]
         lines += [[r, *(str(there[r, c]) if (r, c) in there else "" for c in block)] for r in rows]
         widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         padded = [[text.ljust(width) for text, width in zip(line, widths)] for line in lines]
@@ -109,7 +112,12 @@ def as_markdown(
     lines = [f"# {e.name}: {e.title}", ""]
     lines += [f"**{SAMPLE_WARNING}** Made smaller: {cut_settings(plan)}.", ""] if plan.sample else []
     if table is not None:
-        lines += ["In %: mean and deviation over seeds, in brackets the paper's number and ours less the paper's.", "",
+        beside = (
+            "the paper's are not shown"
+            if all(c.stand_in for c in cells)
+            else "in brackets the paper's number and ours less the paper's"
+        )
+        lines += [f"In %: mean and deviation over seeds, {beside}.", "",
                   grid_of(cells), "", f"Protocol: {table.protocol}.", ""]  # fmt: skip
         quoted = [r for r in e.rows if r in table.quoted]
         lines += [f"The authors took these rows from other papers: {', '.join(quoted)}.", ""] if quoted else []
@@ -140,7 +148,8 @@ def as_json(
         if (a := c.answer) is None:
             row["reason"] = c.reason
         else:
-            known = {"ours": a.mean, "std": a.std, "difference": c.difference} if a.values else {}
+            known = {"ours": a.mean, "std": a.std} if a.values else {}
+            known |= {} if c.stand_in or not a.values else {"difference": c.difference}
             row |= {**known, "values": list(a.values), "per_class": a.per_class, "settings": a.settings}
         numbers.append(row)
     places = {

@@ -15,6 +15,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
@@ -280,6 +281,12 @@ def confusion_figure(
     axes.set_title(title, fontsize=13, color=look.ink, loc="left", pad=12)
     return figure
 
+# %% ../../nbs/viz/01_charts.ipynb #52155ecd
+def _literal(figure: Figure) -> None:
+    "Show every text as it is written: a category may be called `$\\foo{$`, which is no formula."
+    for text in figure.findobj(Text):
+        text.set_parse_math(False)
+
 # %% ../../nbs/viz/01_charts.ipynb #994f3f2d
 def to_png(
     figure: Figure | np.ndarray,  # A figure, or an image `uint8 (h w 3)`
@@ -290,6 +297,7 @@ def to_png(
     "PNG bytes of a figure or an image, the same ones every time."
     buffer = io.BytesIO()
     if isinstance(figure, Figure):
+        _literal(figure)
         how = {"pil_kwargs": {"compress_level": 1}} if fast else {}
         figure.savefig(buffer, format="png", dpi=dpi, facecolor="auto", metadata={"Software": None}, **how)
     else:
@@ -305,6 +313,7 @@ def to_pixels(
     "A figure as an image, to be put beside others."
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
+    _literal(figure)
     figure.set_dpi(dpi)
     canvas = FigureCanvasAgg(figure)
     canvas.draw()
