@@ -1,6 +1,7 @@
 """Layouts: small trees laid out as the downloads are, and what must be read out of them."""
 
 import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -267,6 +268,21 @@ def test_a_foreign_meta_json_does_no_harm(tmp_path):
     ):
         (tmp_path / "meta.json").write_text(text)
         assert not find_sources(tmp_path).semantic
+
+
+@pytest.mark.parametrize("number", ["²", "500000000", "0", "-1", "one", "65536"])
+def test_objects_are_numbered_as_in_masks(tmp_path, number):
+    frames(tmp_path / "v", range(2))
+    (tmp_path / "meta.json").write_text(json.dumps({"videos": {"v": {"objects": {number: {"category": "dog"}}}}}))
+    with pytest.raises(TimetError, match=r"meta.json has the object .* in v; objects are numbered .* 1 to 65535"):
+        find_sources(tmp_path)
+
+
+def test_a_meta_json_nested_too_deeply_is_named(tmp_path):
+    frames(tmp_path / "v", range(2))
+    (tmp_path / "meta.json").write_text('{"videos": ' + "[" * 200_000 + "]" * 200_000 + "}")
+    with pytest.raises(TimetError, match="cannot be read as JSON"):
+        find_sources(tmp_path)
 
 
 # real clips

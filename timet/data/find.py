@@ -18,7 +18,7 @@ from copy import copy
 from pathlib import Path
 
 from ..core import TimetError
-from .source import IMAGES, VIDEOS, FolderSource, Source, VideoSource, list_files, natural_key
+from .source import IMAGES, LARGEST_ID, VIDEOS, FolderSource, Source, VideoSource, list_files, natural_key
 
 # %% ../../nbs/data/02_find.ipynb #20b4dc9d
 class Sources(Sequence):
@@ -146,14 +146,18 @@ def _read_meta(path: Path) -> tuple[dict[str, dict[int, str]], set[str]]:
     "Video -> object -> category, and all categories, from a `meta.json`; empty where it is of another kind."
     try:
         meta = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise TimetError(f"{path} cannot be read as JSON ({error}); mend it or take it away") from None
     found: dict[str, dict[int, str]] = {}
     videos = meta.get("videos") if isinstance(meta, dict) else None
     for name, video in videos.items() if isinstance(videos, dict) else ():
         objects = video.get("objects") if isinstance(video, dict) else None
         for number, entry in objects.items() if isinstance(objects, dict) else ():
-            if str(number).isdigit() and isinstance(entry, dict) and isinstance(entry.get("category"), str):
+            if isinstance(entry, dict) and isinstance(entry.get("category"), str):
+                if not re.fullmatch("[0-9]{1,5}", number) or not 0 < int(number) <= LARGEST_ID:
+                    raise TimetError(
+                        f"{path} has the object {number[:20]!r} in {name}; objects are numbered as in the masks, 1 to {LARGEST_ID}"
+                    )
                 found.setdefault(name, {})[int(number)] = entry["category"]
     more = meta.get("categories") if isinstance(meta, dict) else None
     listed = {c for c in more if isinstance(c, str)} if isinstance(more, list) and found else set()
