@@ -57,6 +57,12 @@ class ForwardingConfig(NetworkConfig):
         super().check_together()
         if self.save and not self.davis:
             raise TimetError("--save writes the masks of the full videos of --davis; add --davis, or leave it out")
+        if self.davis and self.variant != "paper":
+            raise TimetError(
+                "--variant is about Table 11 and not --davis; leave it out (--corner starts as the code does)"
+            )
+        if self.tracker.soft and self.variant == "released":
+            raise TimetError("--variant released starts at the corners of the patches; leave --soft out")
 
     @property
     def merge(self) -> bool:
@@ -92,6 +98,8 @@ def format_davis(scores: Mapping[str, "Sequence[ObjectScores]"]) -> str:  # From
     "Rows are methods, columns what the official toolkit prints, in percent."
     from timet.eval.davis import summarize
 
+    if not any(scores.values()):
+        return "nothing to score: masks only where objects begin"
     table = {method: summarize(videos) for method, videos in scores.items()}
     columns = list(next(iter(table.values())))
     lines = [f"{'':10}" + "".join(f"{c:>11}" for c in columns)]
@@ -124,10 +132,10 @@ def run(
     if config.davis:
         table, said = (
             format_davis(scores),
-            "J and F in %, mean over objects, first and last frame left out (DAVIS-2017)",
+            "J and F in %, mean over objects, each between its first mask and the last frame; 255 is background (DAVIS-2017)",
         )
-        each = {m: {x.name: {"ids": x.ids, "J": x.j.mean(1), "F": x.f.mean(1)} for x in v} for m, v in scores.items()}
-        scores = [{"method": m, **summarize(v), "videos": each[m]} for m, v in scores.items()]
+        each = {m: {x.name: dict(zip(("ids", "J", "F"), (x.ids, *x.each))) for x in v} for m, v in scores.items()}
+        scores = [{"method": m, **(summarize(v) if v else {}), "videos": each[m]} for m, v in scores.items()]
     else:
         table, said = (
             format_steps(scores),
@@ -135,6 +143,10 @@ def run(
         )
         said += "frames of a video, then over videos"
     print(f"\n{table}\n\n{said}", *(f"left out: {line}" for line in left[:10]), sep="\n")
+    if len(left) > 10:
+        print(f"left out: {len(left) - 10} more" + (f", all of them in {config.out}" if config.out else ""))
+    if config.save:
+        print(f"masks: {config.save}/METHOD/VIDEO/FRAME.png")
     report = {"settings": flat(config), "layout": sources.layout, "scores": scores, "left_out": left}
     return config.write(config.facts(backbone) | report)
 
