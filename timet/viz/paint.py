@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['BLANK', 'LIGHT', 'DARK', 'OKABE_ITO', 'DICHROMATS', 'TEXT', 'Theme', 'theme', 'as_array', 'oklab', 'cluster_colors',
-           'color_map', 'matched_colors', 'as_picture', 'resize', 'overlay', 'root_map', 'glow', 'mark_patch',
-           'image_grid', 'picture_at', 'stack', 'principal_axes', 'tokens_to_rgb']
+           'color_map', 'class_colors', 'matched_colors', 'as_picture', 'resize', 'overlay', 'root_map', 'glow',
+           'mark_patch', 'image_grid', 'picture_at', 'stack', 'principal_axes', 'tokens_to_rgb']
 
 # %% ../../nbs/viz/00_paint.ipynb #b18218a4
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +18,7 @@ from einops import rearrange
 from PIL import Image, ImageDraw, ImageFont
 
 from ..core import TimetError
+from ..world.shapes import CLASS_COLOURS
 
 # %% ../../nbs/viz/00_paint.ipynb #17909cd1
 BLANK = (236, 236, 236)  # what has no label, no value or no frame
@@ -113,7 +114,7 @@ def color_map(
     *,
     background: bool = False,  # Draw id 0 in pale grey and give the first colour to id 1: for maps of classes
     ignore: int | None = None,  # An id to leave blank: 255 in most masks
-    colors: Any = None,  # Another palette `uint8 (k 3)`; ids beyond its end start over
+    colors: Any = None,  # Another palette, from id 0 on `uint8 (k 3)`; ids beyond its end start over
 ) -> np.ndarray:  # `uint8 (... h w 3)`
     """Paint a map of ids with stable colours.
 
@@ -126,11 +127,34 @@ def color_map(
     blank = labels < 0 if ignore is None else (labels < 0) | (labels == ignore)
     used = np.where(blank, 0, labels)
     palette = cluster_colors(max(int(used.max(initial=0)) + 1, 1)) if colors is None else as_array(colors)
-    if background:
-        palette = np.concatenate([[(214, 214, 214)], palette])
+    if background and colors is None:
+        palette = np.concatenate([[CLASS_COLOURS["background"]], palette])
     picture = palette[used % len(palette)].astype(np.uint8)
     picture[blank] = BLANK
     return picture
+
+# %% ../../nbs/viz/00_paint.ipynb #1374fab5
+def _spare(taken: list[tuple], count: int) -> np.ndarray:
+    "The first colours of clusters that are not near one that is taken `(count 3)`."
+    colors = cluster_colors(count + 64 if taken else max(count, 1))
+    if taken:
+        gap = np.linalg.norm(oklab(colors)[:, :, None] - oklab(np.array(taken))[:, None], axis=-1).min((0, 2))
+        colors = colors[np.argsort(gap < 0.06, kind="stable")]
+    return colors[:count]
+
+
+def class_colors(
+    classes: Mapping[int, str],  # Class id -> name, as `Sources.classes`; 0 is the background
+    objects: Mapping[int, int] | None = None,  # Object id -> class id, as `Source.objects`, to paint objects
+) -> np.ndarray:  # Palette of the ids from 0 `uint8 (k 3)`, to be given as `colors`
+    "A palette for classes, or for objects: the colours of the sample world for its names, those of clusters for others."
+    names = dict(classes) if objects is None else {i: classes.get(c) for i, c in objects.items()}
+    known = {0: CLASS_COLOURS["background"]} | {i: CLASS_COLOURS[n] for i, n in names.items() if n in CLASS_COLOURS}
+    rest = [i for i in range(max(names, default=0) + 1) if i not in known]
+    table = np.zeros((len(known) + len(rest), 3), np.uint8)
+    table[rest] = _spare([color for i, color in known.items() if i], len(rest))
+    table[list(known)] = list(known.values())
+    return table
 
 # %% ../../nbs/viz/00_paint.ipynb #1dd3dd68
 def matched_colors(
@@ -138,6 +162,7 @@ def matched_colors(
     *,
     background: bool = False,  # Class 0 in pale grey, as `color_map(background=True)` draws it
     taken: int | None = None,  # Colours from here on are free; `None`: those above the largest class
+    colors: Any = None,  # Of the classes, from `class_colors` `uint8 (g 3)`; the two above do not matter then
 ) -> np.ndarray:  # Palette for the clusters `uint8 (k 3)`, to be given as `colors`
     """Lend every cluster the colour of its class, so that a class looks the same in every picture.
 
@@ -148,8 +173,12 @@ def matched_colors(
         raise TimetError(
             f"classes must be whole numbers from -1, one for each cluster, got {classes.dtype} {classes.shape}"
         )
-    free = int(classes.max(initial=-1)) + 1 if taken is None else taken
     lone = classes < 0
+    if colors is not None:
+        return np.concatenate([colors, _spare(list(colors[1:]), lone.sum())])[
+            np.where(lone, len(colors) + np.cumsum(lone) - 1, classes)
+        ]
+    free = int(classes.max(initial=-1)) + 1 if taken is None else taken
     ids = np.where(lone, free + np.cumsum(lone) - 1, classes)
     return color_map(ids[None], background=background)[0]
 
