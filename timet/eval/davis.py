@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 import numpy as np
-from scipy.ndimage import distance_transform_edt
+from scipy.spatial import cKDTree
 
 from ..core import TimetError, check_shape
 
@@ -67,12 +67,12 @@ def contour_accuracy(
     ours, theirs = boundary(pred & ~void), boundary(truth & ~void)
     if not (ours.any() and theirs.any()):
         return float(not ours.any() and not theirs.any())
-    # nothing outside this box takes part, and the distance transform is what costs
-    rows, columns = (np.flatnonzero((ours | theirs).any(axis)) for axis in (1, 0))
-    inside = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
-    ours, theirs = ours[inside], theirs[inside]
-    precision = float((distance_transform_edt(~theirs)[ours] <= radius).mean())
-    recall = float((distance_transform_edt(~ours)[theirs] <= radius).mean())
+    # outlines are few pixels: a tree of them is many times quicker than the distances of all pixels
+    ours, theirs = np.argwhere(ours), np.argwhere(theirs)
+    precision, recall = (
+        float(np.isfinite(cKDTree(there).query(here, distance_upper_bound=radius + 1e-6)[0]).mean())
+        for here, there in ((ours, theirs), (theirs, ours))
+    )
     return 2 * precision * recall / (precision + recall) if precision + recall else 0.0
 
 # %% ../../nbs/eval/50_davis.ipynb #c97dd48c
