@@ -182,7 +182,8 @@ def _read(source: Source, index: np.ndarray, block: int = 8) -> Iterator[np.ndar
 
 def _carrier(config: Any, method: str, backbone: Any, flows: Mapping[str, Any], source: Source) -> Callable:
     "One method on some frames of a video, for `joined`."
-    size = _short_side(source.size, config.image_size or 480, backbone.patch_size)
+    side = config.image_size or min(480, *source.size)  # DAVIS's own 480, and never finer than the video
+    size = _short_side(source.size, side, backbone.patch_size)
 
     def carry(index: np.ndarray, mask: np.ndarray) -> Iterator[np.ndarray]:
         frames = index if method == "copy" else _read(source, index)  # a copy looks at nothing
