@@ -41,7 +41,7 @@ class ForwardingConfig(NetworkConfig):
     delta_t: Steps = (0.1, 0.2, 0.4, 0.8)  # Seconds between frames (Table 11)
     variant: Literal["paper", "released"] = "paper"  # As the paper says; or random frames, one late, matched
     num_frames: Annotated[int, Ge(2)] = 25  # Frames of a clip at most, not with --davis (released code)
-    image_size: Count | None = None  # Side of the square frames, None: 224; with --davis the shorter side, 480 at most
+    image_size: Count | None = None  # Side of the square frames, None: 224; --davis: the shorter side, 480 at most
     tracker: Tracker = Tracker()  # How the Feature Forwarder carries masks
     objects: Literal["auto", "merged", "separate"] = "auto"  # One foreground (auto: Table 11), or each for itself
     background: tuple[str, ...] = ()  # Categories that are background (sample world: meadow sand sky water)

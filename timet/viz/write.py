@@ -127,7 +127,7 @@ def write_mask(
         image = Image.fromarray(ids.astype(np.uint16))
     else:
         if colors is None:
-            colors = np.concatenate([np.zeros((1, 3), np.uint8), cluster_colors(255)])
+            colors = np.concatenate([np.zeros((1, 3), np.uint8), cluster_colors(256)[1:]])
         image = Image.fromarray(ids.astype(np.uint8))
         image.putpalette(colors[:256].tobytes())
     with atomic_write(path) as part:

@@ -46,7 +46,7 @@ def smoothstep(
     return s * s * (3 - 2 * s)
 
 # %% ../../nbs/world/00_shapes.ipynb #1b1b1978
-CLASS_COLOURS = {  # of maps, legends and curves
+CLASS_COLOURS = {  # of maps, legends and curves, in the order of the class ids
     "background": (214, 214, 214), "beetle": (124, 5, 0), "fish": (170, 80, 169), "leaf": (159, 193, 5),
     "meadow": (60, 115, 85), "sand": (184, 143, 112), "sky": (86, 190, 250), "star": (240, 245, 90), "water": (3, 53, 150),
 }  # fmt: skip
