@@ -100,6 +100,10 @@ def read_mask(
         if picture.format == "JPEG":
             raise VideoError(f"{path} is a JPEG, whose values are blurred along edges; a mask must be a PNG")
         values, palette = np.array(picture), picture.mode == "P"
+        if values.ndim == 3 and picture.format == "PNG" and Path(path).read_bytes()[24] == 16:  # its header's bit depth
+            raise VideoError(
+                f"{path} has colours of 16 bits, of which 8 would be lost; a mask with large ids is a grey PNG"
+            )
         if values.ndim == 3 and (values[..., :3] == values[..., :1]).all():
             values = values[..., 0]  # grey saved as colour
         if values.ndim != 2 or values.dtype.kind == "f":
