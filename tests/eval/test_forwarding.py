@@ -12,11 +12,11 @@ from torch import nn
 
 from timet.core import TimetError, samples_dir
 from timet.data.find import find_sources
-from timet.eval.carried import frame_scores
+from timet.eval.carried import carried, frame_scores
 from timet.eval.davis import boundary, contour_accuracy, davis_j_f, mean_recall_decay, region_similarity, summarize
 from timet.eval.flow import flow_estimator, flow_masks
 from timet.eval.forwarding import ForwardingConfig, main, read_words
-from timet.eval.propagate import enlarge, forward_masks, mask_map
+from timet.eval.propagate import enlarge, forward_masks, frame_tokens, mask_map
 from timet.eval.tracker import VARIANTS, Rules, object_masks, step_index
 from timet.feature_forwarder import forward_maps, forward_stream
 from timet.settings import Forwarder
@@ -472,6 +472,21 @@ def test_settings_of_the_variants():
     assert config.tracker.forwarder == Forwarder(radius=12, topk=5, temperature=0.1, context=4)
     assert read_words(["x", "--davis"]).tracker.forwarder == Forwarder(radius=12, topk=5, temperature=0.1, context=7)
     assert config.merge and not ForwardingConfig("x", Path("y"), davis=True).merge
+
+
+def test_released_starts_at_the_corners():
+    "Only in Table 11; and the first mask of a method that needs no grid stays as it is."
+    rng, mask = np.random.default_rng(0), moving({1: 0}, large=4)[0, :64, :64]
+    frames = rng.integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    made = {}
+    for variant in ("paper", "released"):
+        config = ForwardingConfig("x", Path("y"), variant=variant, device="cpu")
+        made[variant] = np.stack(list(carried(config, "ff", Colours(), {}, frames, mask, (64, 64))))
+    tokens = list(frame_tokens(Colours(), frames, (64, 64)))
+    for variant, corner in (("paper", False), ("released", True)):
+        want = np.stack(list(forward_masks(tokens, mask, (8, 8), corner=corner)))
+        np.testing.assert_array_equal(made[variant], want)
+    assert (made["paper"] != made["released"]).any()
 
 
 def test_real_davis(real_clips, monkeypatch):
