@@ -55,7 +55,7 @@ def as_array(
     return np.asarray(x)
 
 # %% ../../nbs/viz/00_paint.ipynb #9ec52736
-WORLD = ((120, 120, 255), *(color for name, color in CLASS_COLOURS.items() if name != "background"))  # id 0, classes
+WORLD = ((140, 150, 200), *(color for name, color in CLASS_COLOURS.items() if name != "background"))  # id 0, classes
 OKABE_ITO = ((0, 114, 178), (230, 159, 0), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66))
 # Machado et al. 2009, severity 1.0, on linear RGB: protanopia, deuteranopia, tritanopia
 DICHROMATS = np.array(
