@@ -1,6 +1,8 @@
 """Sequences: pictures and masks as they are stored, folders of frames, and their clocks."""
 
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -207,3 +209,17 @@ def test_large_ids_cost_nothing_and_too_large_ones_are_refused(tmp_path):
             read_mask(tmp_path / "m.tif")
     Image.fromarray(np.full((4, 4), 33001, np.uint16)).save(tmp_path / "m.png")
     assert read_mask(tmp_path / "m.png").max() == 33001
+
+
+def test_colours_of_16_bits_are_no_mask(tmp_path):
+    "Pillow reads them with 8 bits: the id 1001 would be 3."
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head, row = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0), b"\0" + struct.pack(">6H", *[1001] * 6)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")
+    (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(TimetError, match="16 bits, of which 8 would be lost"):
+        read_mask(tmp_path / "m.png")
