@@ -138,6 +138,10 @@ def _read_motion(name: str, root: Path) -> dict[int, np.ndarray]:
     except FileNotFoundError:
         known = sorted(p.stem for p in (root / "motion").glob("*.json"))
         raise TimetError(f"no motion of clip {name!r} in {root}; known clips: {', '.join(known) or 'none'}") from None
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise TimetError(
+            f"the motion of clip {name!r} in {root} is damaged ({error!r:.80}); draw the clips again"
+        ) from None
     return {int(i): np.array(entry["affine"]).reshape(-1, 2, 3) for i, entry in instances.items()}
 
 # %% ../nbs/07_samples.ipynb #b6ba2755

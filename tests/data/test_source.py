@@ -1,6 +1,8 @@
 """Sequences: pictures and masks as they are stored, folders of frames, and their clocks."""
 
 import pickle
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -259,3 +261,54 @@ def test_sources_travel_light(tmp_path):
     _ = source.starts, source.files
     assert len(pickle.dumps(source)) < 500
     np.testing.assert_array_equal(pickle.loads(pickle.dumps(source)).frames([3])[0], source.frames([3])[0])
+
+
+def test_a_smoothly_resized_mask_is_refused_and_ids_are_not(tmp_path):
+    "Grey levels beside 0 and 255 would pass for objects along the edge."
+    white, file = np.zeros((40, 60), np.uint8), tmp_path / "m.png"
+    white[10:30, 15:45] = 255
+    for size in ((30, 20), (90, 70), (200, 130)):
+        for how in (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS):
+            for mode in ("L", "RGB"):
+                Image.fromarray(white).resize(size, how).convert(mode).save(file)
+                with pytest.raises(TimetError, match=r"smooth resize.*nearest neighbour"):
+                    read_mask(file)
+        Image.fromarray(white).resize(size, Image.Resampling.NEAREST).save(file)
+        assert set(np.unique(read_mask(file))) == {0, 255}
+    named = white.copy()
+    named[10:20, 15:30], named[12:15, 32:40], named[0] = 170, 3, 255  # ids beside "ignore": areas, not edges
+    Image.fromarray(named).save(file)
+    np.testing.assert_array_equal(read_mask(file), named)
+
+
+def test_masks_of_one_sequence_are_all_white_or_none(tmp_path):
+    frames(tmp_path / "f", range(2))
+    masks(tmp_path / "m", [0], [0, 255], mode="L")
+    masks(tmp_path / "m", [1], [0, 7], mode="L")
+    source = FolderSource("a", str(tmp_path / "f"), mask_folder=str(tmp_path / "m"))
+    with pytest.raises(TimetError, match=r"00001.png has the ids \[7\] beside masks of a with 0 and 255 alone"):
+        source.instances([0, 1])
+
+
+def test_large_ids_cost_nothing_and_too_large_ones_are_refused(tmp_path):
+    np.testing.assert_array_equal(to_classes(np.array([0, 3, 255]), {3: 1, 5 * 10**8: 2}), [0, 1, 255])
+    for value in (-1, 65536):
+        Image.fromarray(np.full((4, 4), value, np.int32)).save(tmp_path / "m.tif")
+        with pytest.raises(TimetError, match="the ids of a mask are 0 to 65535"):
+            read_mask(tmp_path / "m.tif")
+    Image.fromarray(np.full((4, 4), 33001, np.uint16)).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png").max() == 33001
+
+
+def test_colours_of_16_bits_are_no_mask(tmp_path):
+    "Pillow reads them with 8 bits: the id 1001 would be 3."
+
+    def chunk(kind, data):
+        body = kind + data
+        return struct.pack(">I", len(data)) + body + struct.pack(">I", zlib.crc32(body))
+
+    head, row = struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0), b"\0" + struct.pack(">6H", *[1001] * 6)
+    parts = chunk(b"IHDR", head), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")
+    (tmp_path / "m.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    with pytest.raises(TimetError, match="16 bits, of which 8 would be lost"):
+        read_mask(tmp_path / "m.png")

@@ -12,11 +12,11 @@ from torch import nn
 
 from timet.core import TimetError, samples_dir
 from timet.data.find import find_sources
-from timet.eval.carried import frame_scores
+from timet.eval.carried import carried, frame_scores
 from timet.eval.davis import boundary, contour_accuracy, davis_j_f, mean_recall_decay, region_similarity, summarize
 from timet.eval.flow import flow_estimator, flow_masks
 from timet.eval.forwarding import ForwardingConfig, main, read_words
-from timet.eval.propagate import enlarge, forward_masks, mask_map
+from timet.eval.propagate import enlarge, forward_masks, frame_tokens, mask_map
 from timet.eval.tracker import VARIANTS, Rules, object_masks, step_index
 from timet.feature_forwarder import forward_maps, forward_stream
 from timet.settings import Forwarder
@@ -114,10 +114,43 @@ def test_several_objects_first_and_last_left_out_and_vanishing():
     table = summarize([scores])
     assert table["J-Mean"] == pytest.approx((1 + 2 / 3) / 2) and table["J-Recall"] == pytest.approx((1 + 2 / 3) / 2)
     masks[1, 2:8, 2:8] = 255
-    assert davis_j_f(pred, masks).j[0, 0] == 1  # nothing left that counts
+    assert davis_j_f(pred, masks, ignore=255).j[0, 0] == 1  # nothing left that counts
+    assert davis_j_f(pred, masks).j[0, 0] == 0  # the semi-supervised task takes 255 as background
+    assert davis_j_f(pred, masks).ids == (1, 3)  # and never as an object
     for bad, word in ((masks[:2], "3 or more"), (masks[:1], "3 or more"), (masks * 0, "no object")):
         with pytest.raises(TimetError, match=word):
             davis_j_f(bad, bad)
+
+
+def moving(times, large=1):
+    "Masks of objects, each in a row of its own, 8 wide and a step further in each of 6 frames; `times`: object -> first."
+    masks = np.zeros((6, 20, 30), int)
+    for row, (i, start) in enumerate(times.items()):
+        for t in range(start, 6):
+            masks[t, 6 * row + 1 : 6 * row + 5, 2 + t : 10 + t] = i
+    return masks.repeat(large, 1).repeat(large, 2)
+
+
+def test_every_object_is_scored_after_its_first_mask():
+    masks = moving({1: 0, 2: 2, 9: 5})
+    scores = davis_j_f(masks, masks)
+    assert scores.ids == (1, 2) and np.isnan(scores.j).tolist() == [[False] * 4, [True, True, False, False]]
+    assert scores.mean == 1 and scores.left == ("the video: no mask to score after the first of object 9",)
+    lazy = np.where(masks == 2, 0, masks)  # never heard of object 2
+    table = summarize([davis_j_f(lazy, masks)])
+    assert table["J-Mean"] == table["F-Mean"] == 0.5 and davis_j_f(lazy, masks).each[0].tolist() == [1, 0]
+    assert davis_j_f(masks, masks, ids=[1]).ids == (1,)
+
+
+def test_a_mask_of_newcomers_says_nothing_about_the_others():
+    masks = moving({1: 0, 2: 2})
+    sparse = [np.where(m == 2, 2, 0) if t == 2 else m for t, m in enumerate(masks)]
+    scores = davis_j_f(masks, sparse, name="v")
+    assert np.isnan(scores.j).tolist() == [[False, True, False, False], [True, True, False, False]] and scores.mean == 1
+    assert scores.left == ("v: 1 masks show new objects alone, and are not scored for those before them",)
+    begins = [sparse[0], sparse[2], np.where(masks[3] > 0, 3, 0)]
+    with pytest.raises(TimetError, match="the masks of v show each object only where it begins"):
+        davis_j_f(begins, begins, name="v")
 
 
 @pytest.mark.parametrize("grid, context", [((5, 6), 2), ((11, 13), 0), ((9, 9), 50)])
@@ -165,6 +198,12 @@ def test_masks_on_the_grid():
     assert soft.tolist() == [[0, 1, 0], [15 / 16, 0, 1 / 16], [1, 0, 0], [0, 0, 0]]
     hard = mask_map(mask, [2, 5], (2, 2))
     assert hard.tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]]
+    corner = mask_map(mask, [2, 5], (2, 2), corner=True)  # pixels (0, 0), (0, 4), (4, 0), (4, 4)
+    assert corner.tolist() == [[0, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]]
+    mask[1:4, 1:4] = 0
+    assert mask_map(mask, [2, 5], (2, 2)).tolist()[0] == [1, 0, 0]
+    assert mask_map(mask, [2, 5], (2, 2), corner=True).tolist()[0] == [0, 1, 0]
+    assert mask_map(np.eye(7, dtype=int), [1], (3, 3), corner=True)[:, 1].tolist() == [1, 0, 0, 0, 1, 0, 0, 0, 1]
     assert mask_map(mask, [], (2, 2)).shape == (4, 1)
     tiny = torch.tensor([[0.9, 0.1], [0.8, 0.2], [0.9, 0.1], [0.9, 0.1]])
     assert enlarge(tiny, (2, 2), (2, 2)).sum() == 0  # never the strongest
@@ -198,6 +237,8 @@ def test_frame_scores_by_loops():
             want.append(np.mean(scores) if scores else np.nan)
         np.testing.assert_allclose(frame_scores(pred, true, ids, matching=matching), want)
     assert np.isnan(frame_scores(pred[:1], true[:1] * 0 + 255, ids)).all()
+    only = np.where(true[:1] == 3, 0, true[:1])  # object 3 is away: the released code counts it 0
+    assert frame_scores(pred[:1], only, ids, absent=0.0)[0] == pytest.approx(frame_scores(pred[:1], only, ids)[0] / 2)
 
 
 def test_steps_in_time():
@@ -335,12 +376,89 @@ def test_command_on_davis_layout(davis, tmp_path, monkeypatch, capsys):
     assert [p for p in sorted(str(p) for p in davis.rglob("*")) if "/out" not in p and "/saved" not in p] == before
 
 
+def write_vos(root, name, masks, given, kind=np.uint8):
+    "A video in YouTube-VOS's layout: frames 0, 5, 10, ...; `given`: frame -> the mask that is written."
+    pictures, folder = root / "JPEGImages" / name, root / "Annotations" / name
+    pictures.mkdir(parents=True), folder.mkdir(parents=True)
+    for t, mask in enumerate(masks):
+        picture = np.full((*mask.shape, 3), 90, np.uint8)
+        for i in np.unique(mask[mask > 0]):
+            picture[mask == i] = np.array([250, 0, 0]) if i % 2 else np.array([0, 250, 0])
+        Image.fromarray(picture).save(pictures / f"{5 * t:05d}.jpg", quality=95)
+    for t, mask in given.items():
+        Image.fromarray(mask.astype(kind)).save(folder / f"{5 * t:05d}.png")
+
+
+def forwarded(monkeypatch, tmp_path, root, *flags):
+    "What the command writes."
+    monkeypatch.setattr("timet.backbone.open_backbone", lambda *a, **k: Colours())
+    monkeypatch.setattr("timet.eval.options.fingerprint", lambda model: "colours")
+    out = tmp_path / "said" / "out.json"
+    main(["colours", "--data", str(root), "--image-size", "64", *flags, "--out", str(out)])
+    return json.loads(out.read_text())
+
+
+def test_validation_form_of_youtube_vos(tmp_path, monkeypatch, capsys):
+    "Masks only where an object begins, holding that object alone: nothing is scored, everything can be written."
+    masks = moving({1: 0, 2: 2, 3: 5}, large=4)
+    given = {t: np.where(masks[t] == i, i, 0) for i, t in ((1, 0), (2, 2), (3, 5))}
+    write_vos(tmp_path / "set", "a", masks, given)
+    with pytest.raises(SystemExit) as stop:
+        forwarded(monkeypatch, tmp_path, tmp_path / "set", "--davis", "--method", "copy")
+    assert stop.value.code == 2 and "masks only where objects begin" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        forwarded(monkeypatch, tmp_path, tmp_path / "set", "--method", "copy", "--delta-t", "0.4")
+    assert "masks only where objects begin" in capsys.readouterr().err
+    flags = ["--davis", "--method", "copy", "ff", "--save", str(tmp_path / "saved")]
+    found = forwarded(monkeypatch, tmp_path, tmp_path / "set", *flags)
+    assert found["left_out"] == ["a: written; masks only where objects begin"]
+    assert "nothing to score" in capsys.readouterr().out
+    for method in ("copy", "ff"):
+        files = sorted((tmp_path / "saved" / method / "a").glob("*.png"))
+        assert [f.name for f in files] == [f"{5 * t:05d}.png" for t in range(6)]  # every frame, under its own name
+        assert {Image.open(f).mode for f in files} == {"P"}
+        assert [np.unique(np.asarray(Image.open(f))).tolist() for f in files] == [[0, 1]] * 2 + [[0, 1, 2]] * 3 + [
+            [0, 1, 2, 3]
+        ]
+    with pytest.raises(SystemExit):
+        forwarded(monkeypatch, tmp_path, tmp_path / "set", *flags)
+    assert "is there already" in capsys.readouterr().err
+
+
+def test_a_later_object_is_told_of_and_scored(tmp_path, monkeypatch):
+    masks = moving({1: 0, 2: 2}, large=4)
+    write_vos(tmp_path / "set", "a", masks, dict(enumerate(masks)))
+    found = forwarded(monkeypatch, tmp_path, tmp_path / "set", "--davis", "--method", "copy")
+    video, apart = found["scores"][0]["videos"]["a"], [(8 - s) / (8 + s) for s in range(1, 5)]
+    assert video["ids"] == [1, 2] and video["J"] == pytest.approx([np.mean(apart), np.mean(apart[:2])])
+    merged = forwarded(monkeypatch, tmp_path, tmp_path / "set", "--davis", "--method", "copy", "--objects", "merged")
+    assert merged["scores"][0]["videos"]["a"]["ids"] == [1]
+    steps = forwarded(monkeypatch, tmp_path, tmp_path / "set", "--method", "copy", "--delta-t", "0.2")
+    assert steps["left_out"][0].startswith("1 objects that come after the first frame: nobody is told of them")
+
+
+def test_only_the_first_frame_has_a_mask_and_ids_are_high(tmp_path, monkeypatch):
+    "The form of DAVIS test-dev, and ids as MOTS has them."
+    masks = moving({256: 0, 1001: 0, 10000: 0}, large=4)
+    write_vos(tmp_path / "set", "a", masks, {0: masks[0]}, np.uint16)
+    flags = ["--davis", "--method", "copy", "ff", "--save", str(tmp_path / "saved")]
+    forwarded(monkeypatch, tmp_path, tmp_path / "set", *flags)
+    for method in ("copy", "ff"):
+        files = sorted((tmp_path / "saved" / method / "a").glob("*.png"))
+        assert len(files) == 6
+        assert all(np.unique(np.asarray(Image.open(f))).tolist() == [0, 256, 1001, 10000] for f in files)
+    assert np.array_equal(find_sources(tmp_path / "set")[0].instances([0])[0], masks[0])
+
+
 @pytest.mark.parametrize(
     "flags, word",
     [
         (["--num-frames", "1"], "at least 2"),
         (["--delta-t", "-1"], "above 0"),
         (["--save", "x"], "--davis"),
+        (["--davis", "--variant", "released"], "--corner"),
+        (["--variant", "released", "--soft"], "leave --soft out"),
+        (["--soft", "--corner"], "take one"),
         (["--background", "ocean"], "the categories are"),
         (["--method", "raft", "--raft-weights", "none.pth"], "raft"),
         (["--data", "nowhere"], "cannot find"),
@@ -364,12 +482,28 @@ def test_grounds_are_background_and_objects_merge():
 
 def test_settings_of_the_variants():
     assert VARIANTS["paper"].matching == "direct" and VARIANTS["paper"].shift == 0
-    assert VARIANTS["released"] == Rules(sampling="uniform", matching="hungarian", shift=1, wrapped=True, smooth=False)
+    released = Rules("uniform", "hungarian", shift=1, wrapped=True, smooth=False, corner=True, absent=0.0)
+    assert VARIANTS["released"] == released and not VARIANTS["paper"].corner and np.isnan(VARIANTS["paper"].absent)
     config = ForwardingConfig("x", Path("y"))
     assert (config.delta_t, config.num_frames) == ((0.1, 0.2, 0.4, 0.8), 25)
     assert config.tracker.forwarder == Forwarder(radius=12, topk=5, temperature=0.1, context=4)
     assert read_words(["x", "--davis"]).tracker.forwarder == Forwarder(radius=12, topk=5, temperature=0.1, context=7)
     assert config.merge and not ForwardingConfig("x", Path("y"), davis=True).merge
+
+
+def test_released_starts_at_the_corners():
+    "Only in Table 11; and the first mask of a method that needs no grid stays as it is."
+    rng, mask = np.random.default_rng(0), moving({1: 0}, large=4)[0, :64, :64]
+    frames = rng.integers(0, 255, (3, 64, 64, 3), dtype=np.uint8)
+    made = {}
+    for variant in ("paper", "released"):
+        config = ForwardingConfig("x", Path("y"), variant=variant, device="cpu")
+        made[variant] = np.stack(list(carried(config, "ff", Colours(), {}, frames, mask, (64, 64))))
+    tokens = list(frame_tokens(Colours(), frames, (64, 64)))
+    for variant, corner in (("paper", False), ("released", True)):
+        want = np.stack(list(forward_masks(tokens, mask, (8, 8), corner=corner)))
+        np.testing.assert_array_equal(made[variant], want)
+    assert (made["paper"] != made["released"]).any()
 
 
 def test_real_davis(real_clips, monkeypatch):

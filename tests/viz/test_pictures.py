@@ -10,6 +10,7 @@ from PIL import Image
 
 from timet.core import TimetError
 from timet.viz import charts, paint, strips
+from timet.viz.write import write_mask
 
 
 def drawn(figure):
@@ -31,6 +32,34 @@ def test_colors_are_stable_distinct_and_many():
     gap = np.linalg.norm(lab[:, :, None] - lab[:, None], axis=-1) + 9 * np.eye(20)
     assert gap.min() > 0.07  # for each of the four observers; 0.02 is just visible
     assert paint.cluster_colors(5000).shape == (5000, 3)
+
+
+def test_a_class_has_one_colour():
+    names = ["background", "beetle", "fish", "leaf", "meadow", "sand", "sky", "star", "water"]
+    table = paint.CLASS_COLOURS
+    assert list(table) == names
+    for i, name in enumerate(names[1:], 1):  # by its id, by its object, by its cluster, by its name
+        assert paint.color_map([[i]])[0, 0].tolist() == list(table[name])
+        assert paint.color_map([[i]], background=True)[0, 0].tolist() == list(table[name])
+        assert paint.object_colors({1: 3, 4: i})[4].tolist() == list(table[name])
+        assert paint.matched_colors([i])[0].tolist() == list(table[name])
+        assert paint.line_colors(["ff", name])[1].tolist() == list(table[name])
+    assert paint.color_map([[0]], background=True)[0, 0].tolist() == list(table["background"])
+    assert paint.line_colors(["a", "b"]).tolist() == [list(c) for c in paint.OKABE_ITO[:2]]
+    red, green, blue = np.array(table["sky"])
+    assert blue > green > red and blue > 200 and table["meadow"][1] == max(table["meadow"])
+
+
+@pytest.mark.parametrize("ids", [[256, 1001, 10000], [33001, 65535]])
+def test_masks_with_high_ids_have_16_bits(tmp_path, ids):
+    mask = np.array([[0, *ids]])
+    write_mask(tmp_path / "m.png", mask)
+    assert np.asarray(Image.open(tmp_path / "m.png")).tolist() == mask.tolist()
+    write_mask(tmp_path / "low.png", mask * 0 + 7, wide=True)
+    assert np.asarray(Image.open(tmp_path / "low.png")).dtype == np.uint16
+    for bad in (mask - 1, mask + 65535, mask / 2, mask[0]):
+        with pytest.raises(TimetError, match="whole ids from 0 to 65535"):
+            write_mask(tmp_path / "no.png", bad)
 
 
 def test_oklab_knows_white_grey_and_red():
@@ -67,7 +96,7 @@ def test_overlay_mixes_and_leaves_alone():
     labels = np.array([[0, 1], [255, -1]])
     got = paint.overlay(frame, labels, alpha=0.5, background=True, ignore=255, edges=False)
     assert (got[:4, :4] == 100).all() and (got[4:] == 100).all()
-    assert got[0, 7].tolist() == np.round((100.0 + paint.cluster_colors(1)[0]) / 2).tolist()
+    assert got[0, 7].tolist() == np.round((100.0 + paint.cluster_colors(2)[1]) / 2).tolist()
     assert paint.overlay(np.zeros((3, 8, 4, 3)), np.zeros((3, 2, 1), int)).shape == (3, 8, 4, 3)
     with pytest.raises(TimetError, match="one map a frame"):
         paint.overlay(np.zeros((3, 8, 4, 3)), np.zeros((2, 2, 1), int))

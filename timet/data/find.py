@@ -23,7 +23,17 @@ from pathlib import Path
 from PIL import Image
 
 from ..core import TimetError, printable
-from .source import IMAGES, MASKS, VIDEOS, FolderSource, Source, VideoSource, list_files, natural_key
+from timet.data.source import (
+    IMAGES,
+    LARGEST_ID,
+    MASKS,
+    VIDEOS,
+    FolderSource,
+    Source,
+    VideoSource,
+    list_files,
+    natural_key,
+)
 from .video import VideoError, check_file
 from ..run.paths import Folder, Kinds, PassedOver, existing, look, misnamed, read_text
 
@@ -361,9 +371,9 @@ def _objects(videos: object, path: Path) -> dict[str, dict[int, str]]:
         objects = video.get("objects") if isinstance(video, dict) else None
         for number, entry in objects.items() if isinstance(objects, dict) else ():
             if isinstance(entry, dict) and isinstance(entry.get("category"), str):
-                if not re.fullmatch("[0-9]{1,5}", number) or not 0 < int(number) <= 65535:  # what a mask can hold
+                if not re.fullmatch("[0-9]{1,5}", number) or not 0 < int(number) <= LARGEST_ID:
                     raise TimetError(
-                        f"{path} has the object {number[:20]!r} in {name}; objects are numbered as in the masks, 1 to 65535"
+                        f"{path} has the object {number[:20]!r} in {name}; objects are numbered as in the masks, 1 to {LARGEST_ID}"
                     )
                 found.setdefault(name, {})[int(number)] = entry["category"]
     return found

@@ -45,7 +45,7 @@ class ForwardingConfig(NetworkConfig):
     delta_t: Steps = (0.1, 0.2, 0.4, 0.8)  # Seconds between frames (Table 11)
     variant: Literal["paper", "released"] = "paper"  # As the paper says; or random frames, one late, matched
     num_frames: Annotated[int, Ge(2)] = 25  # Frames of a clip at most, not with --davis (released code)
-    image_size: Count | None = None  # Side of the square frames, None: 224; with --davis the shorter side, 480
+    image_size: Count | None = None  # Side of the square frames, None: 224; --davis: the shorter side, 480 at most
     tracker: Tracker = Tracker()  # How the Feature Forwarder carries masks
     objects: Literal["auto", "merged", "separate"] = "auto"  # One foreground (auto: Table 11), or each for itself
     background: tuple[str, ...] = ()  # Categories that are background (sample world: meadow sand sky water)
@@ -64,6 +64,12 @@ class ForwardingConfig(NetworkConfig):
         for folder in [self.save / method for method in self.method] if self.save else []:
             if not self.overwrite and (not folder.is_dir() or any(folder.iterdir())) and folder.exists():
                 raise TimetError(f"{folder} is there and not empty; choose another --save, or add --overwrite")
+        if self.davis and self.variant != "paper":
+            raise TimetError(
+                "--variant is about Table 11 and not --davis; leave it out (--corner starts as the code does)"
+            )
+        if self.tracker.soft and self.variant == "released":
+            raise TimetError("--variant released starts at the corners of the patches; leave --soft out")
 
     @property
     def merge(self) -> bool:
@@ -109,6 +115,8 @@ def format_davis(scores: Mapping[str, "Sequence[ObjectScores]"]) -> str:  # From
     "Rows are methods, columns what the official toolkit prints, in percent."
     from timet.eval.davis import summarize
 
+    if not any(scores.values()):
+        return "nothing to score: masks only where objects begin"
     table = {method: summarize(videos) for method, videos in scores.items()}
     columns = list(next(iter(table.values())))
     lines = [f"{'':10}" + "".join(f"{c:>11}" for c in columns)]
@@ -156,20 +164,26 @@ def run(
           f"{'objects as one foreground' if config.merge else 'each object for itself'}")  # fmt: skip
     scores, left = (score_davis if config.davis else score_steps)(config, backbone, sources, flows)
     if config.davis:
-        table = format_davis(scores)
-        said = "J and F in %, mean over objects, first and last frame left out (DAVIS-2017)"
-        each = {m: {x.name: {"ids": x.ids, "J": x.j.mean(1), "F": x.f.mean(1)} for x in v} for m, v in scores.items()}
-        scores = [{"method": m, **summarize(v), "videos": each[m]} for m, v in scores.items()]
+        table, said = (
+            format_davis(scores),
+            "J and F in %, mean over objects, each between its first mask and the last frame; 255 is background (DAVIS-2017)",
+        )
+        each = {m: {x.name: dict(zip(("ids", "J", "F"), (x.ids, *x.each))) for x in v} for m, v in scores.items()}
+        scores = [{"method": m, **(summarize(v) if v else {}), "videos": each[m]} for m, v in scores.items()]
         own = {f"ff, {name}": [v] for s in scores if s["method"] == "ff" for name, v in s.items() if "Mean" in name}
     else:
         table = format_steps(scores)
         said = f"mean IoU in %, background left out, variant {config.variant}: mean over the frames of a video, then over videos"
         own = {name_step(row): [row["mean"]] for row in scores if row["method"] == "ff"}
     print(f"\n{table}\n\n{said}", *(f"left out: {line}" for line in left[:10]), sep="\n")
+    if len(left) > 10:
+        print(f"left out: {len(left) - 10} more" + (f", all of them in {config.out}" if config.out else ""))
     from timet.eval.floors import format_floors, score_floors  # the network's library is here by now
 
     floors = score_floors(config, backbone, [sources], lambda net: forward_row(config, net, sources)) if own else {}
     print(format_floors(own, floors), end="")
+    if config.save:
+        print(f"masks: {config.save}/METHOD/VIDEO/FRAME.png")
     report = {"settings": flat(config), "layout": sources.layout, "scores": scores, "left_out": left, "floors": floors}
     return config.write(config.facts(backbone) | report)
 

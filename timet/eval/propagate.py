@@ -27,7 +27,8 @@ def mask_map(
     ids: Sequence[int],  # The objects; everything else is background
     grid: tuple[int, int],  # Rows and columns of patches, `n = h * w`
     *,
-    soft: bool = False,  # Share of each object in a patch, or whatever is at its centre (released code)
+    soft: bool = False,  # Share of each object in a patch, or whatever is at its centre
+    corner: bool = False,  # Not at its centre but at its upper left pixel (released code)
     ignore: int | None = 255,  # Id of pixels that say nothing: no background either
 ) -> Tensor:  # Background, then the objects: `float32 (n 1+o)`
     "A mask on the grid of patches, one channel an object."
@@ -37,6 +38,9 @@ def mask_map(
     layers = np.concatenate([ground[None], objects])
     if soft:
         small = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(layers).float()[None], grid)[0]
+    elif corner:
+        rows, columns = (np.arange(cells) * pixels // cells for cells, pixels in zip(grid, mask.shape))
+        small = torch.from_numpy(layers[:, rows[:, None], columns]).float()
     else:
         small = torch.from_numpy(resize_labels(layers, grid)).float()
     return small.flatten(1).T.contiguous()
@@ -73,7 +77,7 @@ def forward_masks(
     Raises `TimetError` where shapes do not fit, a value is not finite, or a setting is out of range.
     """
     settings, ids = adjust(settings, changes), object_ids(mask) if ids is None else list(ids)
-    names, first = np.array([0, *ids]), mask_map(mask, ids, grid, soft=settings.soft)
+    names, first = np.array([0, *ids]), mask_map(mask, ids, grid, soft=settings.soft, corner=settings.corner)
     for maps in forward_stream(tokens, first, grid, settings.forwarder):
         yield names[enlarge(maps, grid, size or mask.shape, rescale=settings.rescale)]
 

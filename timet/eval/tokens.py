@@ -156,6 +156,8 @@ def _labels(item: Any, clips: Clips) -> np.ndarray:
     ids = item.masks(choose_frames(item, clips)) if video else item.ids()[None]
     if not video and ids.max(initial=0) > 255:
         raise TimetError(f"the mask of {item.name} holds the id {ids.max()}; a set of pictures has ids up to 254")
+    if ids.max(initial=0) > np.iinfo(np.int16).max:
+        raise TimetError(f"the masks of {item.name} hold the id {ids.max()}; ids go up to 32767 here: number them anew")
     _same_shape(item.name, item.size, ids.shape[1:])
     return resize_labels(ids, size)
 

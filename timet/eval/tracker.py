@@ -66,8 +66,16 @@ class Tracker:
     "The Feature Forwarder as a tracker."
 
     soft: Switch = False  # Start from shares of objects in the patches, not from the object at the centre of each
+    corner: Switch = False  # Start from the pixel at the upper left of each patch, as the released code does
     rescale: Switch = False  # Stretch each object's map to 0..1 before deciding, as DINO does (Section 3.1 warns)
     forwarder: Forwarder = TRACKER  # Of the released code's tracker
+
+    def check_together(self) -> None:
+        "Raises `TimetError` where a mask is to start in two ways."
+        if self.soft and self.corner:
+            raise TimetError(
+                "--soft and --corner are two ways to start, and --variant released means --corner; take one"
+            )
 
 # %% ../../nbs/eval/52_tracker.ipynb #1e654eb8
 @dataclass(frozen=True)
@@ -79,10 +87,12 @@ class Rules:
     shift: Natural = 0  # Frames by which predictions come late
     wrapped: bool = False  # Flow sees normalised frames that were cast to 8 bits
     smooth: bool = True  # Flow carries places, not a mask that is rounded at each step
+    corner: bool = False  # The first mask is taken at the upper left of each patch, not at its centre
+    absent: float = float("nan")  # What an object scores where it is not to be seen; `nan`: it is left out
 
 # %% ../../nbs/eval/52_tracker.ipynb #30e1bf09
 VARIANTS = {
     "paper": Rules(),  # Section C, with faults put right
     # mask_propagation.py of the released code. Its random crop of 224 pixels is not followed
-    "released": Rules(sampling="uniform", matching="hungarian", shift=1, wrapped=True, smooth=False),
+    "released": Rules("uniform", "hungarian", shift=1, wrapped=True, smooth=False, corner=True, absent=0.0),
 }

@@ -20,7 +20,7 @@ from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from ..core import TimetError
-from .paint import BLANK, Theme, as_array, as_picture, cluster_colors, theme
+from .paint import BLANK, Theme, as_array, as_picture, line_colors, theme
 
 # %% ../../nbs/viz/01_charts.ipynb #f1ec2c26
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def _mean_and_spread(values: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 def _draw_lines(axes: Axes, series: Mapping[str, Any], x: Any, frame: Frame) -> list[tuple]:
     "Draw every series; returns `(mean, where, name, colour)` of each."
     drawn = []
-    for color, (name, values) in zip(cluster_colors(len(series)) / 255, series.items()):
+    for color, (name, values) in zip(line_colors(series) / 255, series.items()):
         values = np.atleast_2d(as_array(values).astype(float))
         at = np.arange(values.shape[1]) if x is None else as_array(x)
         if len(at) != values.shape[1]:
@@ -195,7 +195,7 @@ def bars(
     figure = Figure(figsize=size, dpi=100, facecolor=look.paper, layout="constrained")
     axes = _plain(figure, look, "", title)
     thick, at = 0.8 / len(series), np.arange(len(groups))
-    for i, (color, (name, row)) in enumerate(zip(cluster_colors(len(series)) / 255, series.items())):
+    for i, (color, (name, row)) in enumerate(zip(line_colors(series) / 255, series.items())):
         values = [np.atleast_1d(as_array(row.get(g, np.nan)).astype(float)) for g in groups]
         values = [v[np.isfinite(v)] for v in values]
         mean = np.array([v.mean() if v.size else np.nan for v in values])

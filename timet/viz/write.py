@@ -108,13 +108,27 @@ def write_png(
 # %% ../../nbs/viz/03_write.ipynb #4f4e6eea
 def write_mask(
     path: str | Path,  # The PNG to make
-    ids: np.ndarray,  # Ids from 0 to 255, integers `(h w)`
+    ids: np.ndarray,  # Ids from 0 to 65535, integers `(h w)`
     colors: np.ndarray | None = None,  # Of the ids `uint8 (k 3)`; `None`: black, then `cluster_colors`
+    *,
+    wide: bool = False,  # 16 bits a pixel, grey, whatever the ids are: for all masks of a set where one needs it
 ) -> None:
-    "Write ids as a palette PNG."
-    if colors is None:
-        colors = np.concatenate([np.zeros((1, 3), np.uint8), cluster_colors(255)])
-    image = Image.fromarray(np.asarray(ids).astype(np.uint8))
-    image.putpalette(colors[:256].tobytes())
+    """Write ids as a palette PNG, or as a grey one of 16 bits where an id is above 255.
+
+    Raises `TimetError` for ids that no PNG holds, and where the file cannot be written.
+    """
+    ids = np.asarray(ids)
+    if ids.ndim != 2 or ids.dtype.kind not in "biu" or ids.min(initial=0) < 0 or ids.max(initial=0) > 65535:
+        got = f"{ids.min(initial=0)} to {ids.max(initial=0)}" if ids.dtype.kind in "biu" else f"{ids.dtype}"
+        raise TimetError(
+            f"a mask in a PNG holds whole ids from 0 to 65535 (h w), got {got} {ids.shape}; number them anew"
+        )
+    if wide or ids.max(initial=0) > 255:
+        image = Image.fromarray(ids.astype(np.uint16))
+    else:
+        if colors is None:
+            colors = np.concatenate([np.zeros((1, 3), np.uint8), cluster_colors(256)[1:]])
+        image = Image.fromarray(ids.astype(np.uint8))
+        image.putpalette(colors[:256].tobytes())
     with atomic_write(path) as part:
         image.save(part, format="PNG", compress_level=6)
