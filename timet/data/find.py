@@ -109,7 +109,8 @@ LOSSY = (IMAGES - MASKS) - {".ppm", ".pgm"}  # no mask survives these
 # %% ../../nbs/data/02_find.ipynb #f73cd793
 def _count(name: str) -> tuple:
     "The numbers in a file's name; the name where it has none."
-    return tuple(map(int, re.findall("[0-9]+", Path(name).stem))) or (Path(name).stem,)
+    stem = os.path.splitext(name)[0]
+    return tuple(map(int, re.findall("[0-9]+", stem))) or (stem,)
 
 
 def _contents(folder: Folder) -> set[tuple]:
@@ -123,8 +124,7 @@ def _goes_with(child: Folder, folder: Folder) -> bool:
     "Does a folder hold masks, depth or the like of frames that lie beside it or above?"
     own = set(map(_count, folder.pictures))
     if folder_word(child.path.name) not in {*MASK_FOLDERS, *COMPANIONS}:
-        shared = own & set(map(_count, child.pictures))
-        return len(own) > 1 and 2 * len(shared) > len(child.pictures)
+        return len(own) > 1 and 2 * len(own & set(map(_count, child.pictures))) > len(child.pictures)
     kinds = {Path(name).suffix.lower() for f in child.tree() for name in f.videos + f.pictures}
     if folder_word(child.path.name) in MASK_FOLDERS and kinds <= MASKS:
         return True
@@ -178,7 +178,7 @@ def _mixed(names: Sequence[str]) -> bool:
     for name in names:
         shapes.setdefault(re.sub("[0-9]+", "#", name), set()).add(_count(name))
     some = [frozenset(counts) for counts in shapes.values() if len(counts) > 1]
-    return len(set(some)) < len(some) or len({Path(name).stem for name in names}) < len(names)
+    return len(set(some)) < len(some) or len({os.path.splitext(name)[0] for name in names}) < len(names)
 
 
 def is_mask(
@@ -316,10 +316,10 @@ class MaskFinder:
         path: Path,  # A video, without its ending, or a folder of frames
         frames: Sequence[str] = (),  # Names of the frames; none: masks are named by numbers
     ) -> str | None:  # The nearest folder with a mask for some frame
-        stems = {Path(name).stem for name in frames}
+        stems = {os.path.splitext(name)[0] for name in frames}
         for place in self._places(path):
             try:
-                names = [Path(name).stem for name in list_files(place, MASKS)] if place.is_dir() else []
+                names = [os.path.splitext(name)[0] for name in list_files(place, MASKS)] if place.is_dir() else []
                 if any(name in stems or name.rpartition("_")[0] in stems for name in names) or (names and not stems):
                     return str(place)
                 self.unfit |= {place} if names else set()

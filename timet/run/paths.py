@@ -142,13 +142,14 @@ class PassedOver:
         count: int = 1,
         loud: bool = False,  # Could the user have meant it to be read?
     ) -> None:
-        inside = self.root and Path(path).is_relative_to(self.root) and path != self.root
-        first = Path(path).relative_to(self.root) if inside else path
-        self.found.setdefault(why, [0, _short(first), loud])[0] += count
+        if why not in self.found:
+            inside = self.root and Path(path).is_relative_to(self.root) and Path(path) != Path(self.root)
+            self.found[why] = [0, _short(Path(path).relative_to(self.root) if inside else path), loud]
+        self.found[why][0] += count
 
     def not_read(self, path: str | Path) -> None:
         "A file of another kind, by its ending."
-        kind = Path(path).suffix.lower()
+        kind = os.path.splitext(path)[1].lower()
         why = f"{printable(kind)} files, which are not read" if kind else "files without an ending, which are not read"
         self.add(why, path, loud=kind in UNREAD)
 
@@ -207,12 +208,12 @@ def _list(folder: Folder, kinds: Kinds, known: set[tuple[int, int]], passed: Pas
     with os.scandir(folder.path) as entries:
         seen = sorted(entries, key=lambda e: e.name)
     for entry in seen:
-        path, kind = Path(entry.path), Path(entry.name).suffix.lower()
+        path, kind = entry.path, os.path.splitext(entry.name)[1].lower()
         try:
             if entry.name[0] == "." or entry.name.lower() in FURNITURE:
                 passed.add("hidden files and folders, and those of disk stations", path)
             elif entry.is_dir():
-                below.append((path, entry.is_symlink()))
+                below.append((Path(path), entry.is_symlink()))
             elif kind in kinds.videos | kinds.pictures:
                 (folder.videos if kind in kinds.videos else folder.pictures).append(entry.name)
             elif entry.name != "meta.json":
