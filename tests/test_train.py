@@ -308,7 +308,7 @@ def test_kill_minus_nine_at_any_moment(world: Path, tmp_path: Path, launch) -> N
     whole.join(120)
     assert (process.exitcode, whole.exitcode) == (0, 0)
     assert losses(out) == losses(tmp_path / "whole") and len(losses(out)) == 20
-    assert not [path for path in (out / "checkpoints").iterdir() if path.name != "last.pt"]
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"last.pt", "previous.pt"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])

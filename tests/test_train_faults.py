@@ -152,7 +152,7 @@ def test_full_disk(settings: TrainConfig, monkeypatch: pytest.MonkeyPatch, name:
         train(settings)
     monkeypatch.undo()
     assert load_checkpoint(settings.out / LAST)["step"] == 2
-    assert [path.name for path in (settings.out / "checkpoints").iterdir()] == ["last.pt"]
+    assert {path.name for path in (settings.out / "checkpoints").iterdir()} == {"last.pt", "previous.pt"}
     train(replace(load_config(settings.out), resume=True))
     assert [row["step"] for row in read_log(settings.out / "log.jsonl")] == [1, 2, 3, 4]
 

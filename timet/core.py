@@ -129,7 +129,7 @@ def lock(
     return True
 
 # %% ../nbs/00_core.ipynb #5ee86a4b
-_PART = re.compile(r"(?=.*[a-z])(?=.*[0-9_])[a-z0-9_]{8}")
+_PART = re.compile(r"(?=.*[a-z])(?=.*[0-9_])[a-z0-9_]{6,8}")
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .run.command import command
-from .run.folder import RunLog, claim_folder, find_weights, release_folder
+from .run.folder import RunLock, RunLog, claim_folder, find_weights, release_folder
 from .run.loop import stopped
 from .training.config import TrainConfig, continued, held_out, read_command, videos
 
@@ -25,6 +25,7 @@ def run_steps(
     session: "Session",  # Just started
     sources: "Sequence[Source]",  # Clips to look at
     on_step: Callable[[dict[str, float]], object] | None,  # Called with the numbers of each logged step
+    lock: RunLock,  # Of the run that goes on; a new one takes it here
 ) -> bool | None:  # `False` where it was asked to stop before the end, `None` where there was nothing left to do
     "Open the run folder, look at held-out clips, train; a folder claimed for a run that never makes a step is given back."
     from timet.data.frames import reserve
@@ -36,7 +37,7 @@ def run_steps(
     there = config.out is not None and config.out.exists()
     log = None
     try:
-        open_run(session)
+        open_run(session, lock)
         if session.step == session.total:
             return None
         store = session.dataset.store
@@ -86,9 +87,21 @@ def train(
     Raises `TimetError` as the parts do, and `KeyboardInterrupt` after a stop that was asked for, once all is
     saved, which says how to go on.
     """
+    lock = RunLock()
+    try:
+        return _train(config, on_step, lock)
+    finally:
+        lock.release()
+
+
+def _train(config: TrainConfig, on_step: Callable[[dict[str, float]], object] | None, lock: RunLock) -> Path:
+    "What `train` does with the lock of its run."
+    first = os.environ.get("RANK", "0") == "0"  # the others may find a folder that the first one has just made
     if config.resume:
         config = continued(config)
-    elif os.environ.get("RANK", "0") == "0":  # the others may find a folder that the first one has just made
+    if first and config.resume:
+        lock.take(config.out)
+    elif first:
         claim_folder(config.out, config.preset, make=False)
     clips, sources, _ = videos(config), held_out(config), config.resume or find_weights(config.weights)
 
@@ -100,7 +113,7 @@ def train(
     main = accelerator.is_main_process
     try:
         session = start_session(config, accelerator, clips)
-        finished = run_steps(session, sources, on_step)
+        finished = run_steps(session, sources, on_step, lock)
     finally:
         accelerator.end_training()
     if finished is None and (not main or rests(session, sources)):

@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core import TimetError, atomic_write, leftovers, lock, sweep
+from ..core import TimetError, atomic_write, lock, sweep
 
 # %% ../../nbs/run/03_folder.ipynb #2a997d74
 PACKAGES = (
@@ -248,6 +248,7 @@ def previous(
 def save_checkpoint(
     path: str | Path,  # Usually `RUN/checkpoints/last.pt`
     state: Mapping[str, Any],  # Tensors, numbers, strings, lists and dicts of them
+    keep: bool = False,  # Keep the old one as `previous.pt`
 ) -> None:
     """Replace a checkpoint by a new one; the old one stays until the new one is whole.
 
@@ -263,7 +264,7 @@ def save_checkpoint(
             except RuntimeError as error:
                 # torch closes its archive on the way out, and what it says then hides the full disk
                 raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
-        if path.exists():
+        if keep and path.exists():
             previous(path).unlink(missing_ok=True)
             with suppress(OSError):
                 os.link(path, previous(path))
@@ -383,7 +384,7 @@ def read_log(
                 record = json.loads(line)
             except json.JSONDecodeError:
                 continue
-            if last_step is None or record["step"] <= last_step:
+            if isinstance(record, dict) and "step" in record and (last_step is None or record["step"] <= last_step):
                 records.append(record)
     return records
 

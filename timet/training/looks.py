@@ -16,7 +16,7 @@ from ..core import data_folder, pick_precision, write_json
 from ..data.find import find_sources
 from ..data.source import Source
 from ..eval.tokens import Clips
-from ..run.folder import random_states, read_log, restore_random_states
+from ..run.folder import random_states, read_log, restore_random_states, see_folder
 from .report import Look, Report, load_snapshot, look, score_lines, write_report
 from .session import Session
 
@@ -74,6 +74,7 @@ def finish(
 ) -> None:
     "Look at held-out clips again, write the report, and say what came out."
     config, folder = session.config, session.folder
+    see_folder(folder)
     if sources:
         glance(session, sources, "after")
     log, data = read_log(folder / "log.jsonl"), config.data or "the sample clips"

@@ -32,10 +32,19 @@ from ..data.frames import FrameCache, FramesInMemory, cache_folder
 from ..data.loader import ClipDataset, make_loader, on_device
 from ..data.source import Source
 from ..loss import TimeT, parameter_groups
-from ..run.folder import claim_folder, load_checkpoint, random_states, restore_random_states, save_checkpoint
+from timet.run.folder import (
+    RunLock,
+    claim_folder,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+    see_folder,
+    sweep_run,
+    take_up,
+)
 from ..run.loop import Later
 from ..run.processes import usable_cores
-from ..run.resume import write_settings
+from ..run.resume import complete_settings, write_settings
 from .config import TrainConfig, readable, videos
 from .report import Snapshot
 
@@ -301,10 +310,11 @@ def save(
 ) -> None:
     """Write `checkpoints/last.pt`.
 
-    Raises `TimetError` where the folder cannot be written or a weight is not finite; the old checkpoint then stays.
+    Raises `TimetError` where the folder cannot be written or is gone, or a weight is not finite; the old checkpoint then stays.
     """
     accelerator, random = session.accelerator, gather_object([random_states()])
     if accelerator.is_main_process:
+        see_folder(session.folder)
         weights = session.inner.state_dict()
         if not all(w.isfinite().all() for w in weights.values() if w.is_floating_point()):
             raise TimetError(f"a weight became infinite or NaN by step {session.step}; {mend(session)}")
@@ -318,47 +328,65 @@ def save(
             "usage": session.usage,
             "bad": session.bad,
         }
-        save_checkpoint(session.folder / LAST, state)
+        save_checkpoint(session.folder / LAST, state, keep=True)
     session.saved = session.step
 
 # %% ../../nbs/training/02_session.ipynb #ed2616c6
+def _put_back(session: Session, state: dict[str, Any]) -> None:
+    "Put a checkpoint into place. Raises `TimetError`, or whatever its parts raise, where it does not fit."
+    if state["clips"] != _fingerprint(session):
+        raise TimetError(
+            f"the run {session.folder} learns from other clips than the {len(session.names)} found now; check --data"
+        )
+    step, k = state["step"], session.config.loss.num_prototypes
+    if type(step) is not int or not 0 < step <= session.total:
+        raise TimetError(f"a checkpoint in {session.folder} claims step {step}, and the run has {session.total}")
+    if {tuple(share.shape) for share in state["usage"].values()} - {(k,)} or not isinstance(state["bad"], dict):
+        raise ValueError("its notes have another form")
+    session.inner.load_state_dict(state["model"])
+    session.optimizer.load_state_dict(state["optimizer"])
+    for weight, moments in session.optimizer.state.items():
+        if {tuple(m.shape) for m in moments.values() if m.ndim} - {tuple(weight.shape)}:
+            raise ValueError("the moments of its optimiser have other shapes than the weights")
+    if session.accelerator.scaler and state["scaler"]:
+        session.accelerator.scaler.load_state_dict(state["scaler"])
+    restore_random_states(state["random"][session.accelerator.process_index % len(state["random"])])
+    session.step = session.saved = step
+    session.usage, session.bad = state["usage"], state["bad"]
+
+
 def restore(
     session: Session,  # Freshly started, with its folder
 ) -> None:
     """Go back to the last checkpoint of the run; without one, stay at the start.
 
-    Raises `TimetError` where the checkpoint cannot be read, or the clips are others.
+    Raises `TimetError` where no checkpoint can be used, or the clips are others.
     """
-    path = session.folder / LAST
-    if not path.exists():
-        return
-    state = load_checkpoint(path)
-    if state["clips"] != _fingerprint(session):
-        raise TimetError(
-            f"the run {session.folder} learns from other clips than the {len(session.names)} found now; check --data"
-        )
-    session.inner.load_state_dict(state["model"])
-    session.optimizer.load_state_dict(state["optimizer"])
-    if session.accelerator.scaler and state["scaler"]:
-        session.accelerator.scaler.load_state_dict(state["scaler"])
-    restore_random_states(state["random"][session.accelerator.process_index % len(state["random"])])
-    session.step = session.saved = state["step"]
-    session.usage, session.bad = state["usage"], state["bad"]
+    take_up(session.folder / LAST, partial(_put_back, session))
 
 # %% ../../nbs/training/02_session.ipynb #4594c880
 def open_run(
     session: Session,  # Gets its folder, and its state where the run goes on
+    lock: RunLock | None = None,  # Taken here for a new run, by the caller for an old one
 ) -> None:
-    """Make the run folder and write down what is run, or take up an old run.
+    """Make the run folder and write down what is run, or take up an old run; what killed writes left is swept.
 
     Raises `TimetError` where the folder is taken, cannot be written, or holds a run that does not fit.
     """
-    config, main = session.config, session.accelerator.is_main_process
+    config, main, lock = session.config, session.accelerator.is_main_process, lock or RunLock()
     if config.resume:
         session.folder = config.out
+        if main:
+            sweep_run(session.folder)
+            complete_settings(session.folder, session.accelerator.device)
         restore(session)
         return
-    session.folder = broadcast_object_list([claim_folder(config.out, config.preset) if main else None])[0]
+    if main:
+        session.folder = claim_folder(config.out, config.preset)
+        lock.take(session.folder)
+        claim_folder(session.folder)  # nobody was quicker
+        sweep_run(session.folder)
+    session.folder = broadcast_object_list([session.folder if main else None])[0]
     if main:
         write_settings(session.folder, config, session.accelerator.device)
 
