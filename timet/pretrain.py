@@ -113,7 +113,7 @@ def pretrain(
     return run.folder
 
 # %% ../nbs/08_pretrain.ipynb #b6dc5819
-main = command(pretrain, PretrainConfig, "timet.pretrain", read=read_command)
+main = command(pretrain, PretrainConfig, "timet.pretrain", read=read_command, lasting=True)
 
 # %% ../nbs/08_pretrain.ipynb #fbbf6c79
 if __name__ == "__main__" and "get_ipython" not in globals():

@@ -273,7 +273,7 @@ def reproduce(
     return write_report(plan, cells, out, {**more, "seconds": time.perf_counter() - start})
 
 
-main = command(reproduce, ReproduceConfig, "timet.reproduce")
+main = command(reproduce, ReproduceConfig, "timet.reproduce", lasting=True)
 
 # %% ../nbs/12_reproduce.ipynb #9b1c0d4d
 if __name__ == "__main__" and "get_ipython" not in globals():

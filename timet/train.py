@@ -127,7 +127,7 @@ def _train(config: TrainConfig, on_step: Callable[[dict[str, float]], object] | 
     return session.folder
 
 # %% ../nbs/09_train.ipynb #75239179
-main = command(train, TrainConfig, "timet.train", read=read_command)
+main = command(train, TrainConfig, "timet.train", read=read_command, lasting=True)
 
 # %% ../nbs/09_train.ipynb #3bac970f
 if __name__ == "__main__" and "get_ipython" not in globals():

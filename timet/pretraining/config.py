@@ -106,7 +106,9 @@ def read_command(
     Raises `TimetError` where the run to resume is not there, and `SystemExit` as `parse` does.
     """
     argv, run = resume_words(argv)
-    return parse(PretrainConfig, argv, prog="timet.pretrain", default=load_config(run) if run else PretrainConfig())
+    return parse(
+        PretrainConfig, argv, prog="python -m timet.pretrain", default=load_config(run) if run else PretrainConfig()
+    )
 
 # %% ../../nbs/pretraining/00_config.ipynb #c6432878
 def need(

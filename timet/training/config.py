@@ -165,7 +165,7 @@ def read_command(
         "Presets: demo, paper (DINO ViT-S/16, the paper's main results), ablation (the same for 12 epochs)."
     )
     default = load_config(run) if run else preset_config(flag_value(argv, "--preset") or "demo")
-    return parse(TrainConfig, argv, prog="timet.train", default=default, description=about)
+    return parse(TrainConfig, argv, prog="python -m timet.train", default=default, description=about)
 
 # %% ../../nbs/training/00_config.ipynb #eca12e3d
 FREE = set("data out resume device compile workers augment_on frame_cache frame_cache_gb".split())
