@@ -6,12 +6,11 @@
 __all__ = ['main', 'ready', 'gather', 'run_steps', 'pretrain']
 
 # %% ../nbs/08_pretrain.ipynb #e00b313c
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .core import TimetError
+from .core import TimetError, environment_number
 from .pretraining.config import PretrainConfig, continued, need, read_command
 from .pretraining.photos import find_photos, read_photos
 from .run.check import check
@@ -34,7 +33,7 @@ def ready(
     check(config, flags=True)
     if config.resume:
         continued(config)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if environment_number("WORLD_SIZE", 1, least=1, whole=True) > 1:
         raise TimetError("pretraining runs in one process, on one GPU; start it without torchrun or accelerate launch")
     if config.images is None:
         raise TimetError("photographs are needed: python -m timet.pretrain FOLDER|ZIP")

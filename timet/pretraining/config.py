@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
-from annotated_types import Ge, Lt
+from annotated_types import Ge, Interval, Lt
 
 from ..core import TimetError
-from ..run.check import Count, Natural, NonNegative, Positive, Words
+from ..run.check import Count, Natural, Positive, Temperature, Words
 from ..run.command import parse
 from ..run.loop import Pace
 from ..run.resume import load_settings, resume_words, same_run
@@ -55,7 +55,7 @@ class PretrainConfig(PhotoPlaces):
     """
 
     backbone: str = "timet_small_patch8_64"  # A plain ViT: ours (timet_tiny_patch8_64, ...small...) or one of timm's
-    image_size: Annotated[int, Ge(16)] = 64  # Side of the photographs and of the large views, pixels
+    image_size: Annotated[int, Interval(ge=16, le=8192)] = 64  # Side of the photographs and of the large views, pixels
     local_size: Annotated[int, Ge(8)] = 32  # Side of the small views, pixels
     local_views: Natural = 6  # Small views of each photograph
     hidden_dim: Count = 1024  # Width of the heads
@@ -66,10 +66,12 @@ class PretrainConfig(PhotoPlaces):
     max_steps: Count | None = None  # Stop after so many steps of the schedule, for a trial
     batch_size: Many = 512  # Photographs of a step
     lr: Positive = 1e-3  # Learning rate for a batch of 512, in proportion for others; warmed up, then cosine to 1e-6
-    weight_decay: NonNegative = 0.04  # At the first step (DINO: 0.04)
-    weight_decay_end: NonNegative = 0.4  # After the last step; cosine between them (DINO: 0.4)
+    weight_decay: Annotated[float, Interval(ge=0, le=1e3)] = 0.04  # At the first step (DINO: 0.04)
+    weight_decay_end: Annotated[float, Interval(ge=0, le=1e3)] = (
+        0.4  # After the last step; cosine between them (DINO: 0.4)
+    )
     ema_decay: Memory = 0.99  # Teacher's memory at the first step, rising to 1 (DINO: 0.996 for its longer training)
-    teacher_temp: Positive = 0.04  # Of the teacher's distribution (DINO: 0.04, later 0.07); the student's is 0.1
+    teacher_temp: Temperature = 0.04  # Of the teacher's distribution (DINO: 0.04, later 0.07); the student's is 0.1
     clip_grad: Positive = 3.0  # Largest norm of the gradient of all weights together (DINO: 3, for each)
 
     device: str = "auto"  # auto, cpu, cuda, cuda:N or mps
