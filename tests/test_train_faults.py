@@ -109,7 +109,7 @@ def test_weights_that_are_not_finite_are_not_saved(settings: TrainConfig) -> Non
 
 def test_nan_loss_on_the_command_line(settings: TrainConfig, capsys: pytest.CaptureFixture) -> None:
     "One line, status 2."
-    line = ["--data", str(settings.data), "--out", str(settings.out), "--no-eval", "--lr-head", "1e30", "--lr-backbone", "1e30",
+    line = ["--preset", "demo", "--data", str(settings.data), "--out", str(settings.out), "--no-eval", "--lr-head", "1e30", "--lr-backbone", "1e30",
             "--image-size", "32", "--batch-size", "4", "--max-steps", "5", "--fps", "8", "--delta-t", "0.25",
             "--radius", "2", "--num-frames", "3", "--device", "cpu"]  # fmt: skip
     with pytest.raises(SystemExit) as stop:
@@ -429,7 +429,8 @@ def test_nothing_usable_stops(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     for i in range(4):
         (data / f"torn_{i}.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
     with pytest.raises(SystemExit) as stop:
-        main(["--data", str(data), "--out", str(tmp_path / "run"), "--batch-size", "2", "--no-eval", "--device", "cpu"])
+        main(["--preset", "demo", "--data", str(data), "--out", str(tmp_path / "run"), "--batch-size", "2", "--no-eval",
+              "--device", "cpu"])  # fmt: skip
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "Traceback" not in error
     assert len([text for text in error.splitlines() if text.startswith("timet.train: ")]) == 1
@@ -470,7 +471,7 @@ WRONG = [
     (["--fps", "0"], "--fps must be above 0"),
     (["--resume"], "--resume needs the folder of the run"),
     (["--resume", "nowhere"], "nowhere is not the folder of a run"),
-    (["--data", "nowhere"], "cannot find nowhere"),
+    (["--preset", "demo", "--data", "nowhere"], "cannot find nowhere"),
     (["--weights", "nowhere.pth", "--device", "cpu"], "nowhere.pth"),
     (["--precision", "fp16", "--device", "cpu"], "fp16 needs a GPU"),
 ]

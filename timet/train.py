@@ -8,9 +8,11 @@ __all__ = ['main', 'run_steps', 'rests', 'train']
 # %% ../nbs/09_train.ipynb #d2d6a4d9
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .core import TimetError
 from .run.command import command
 from .run.folder import RunLock, RunLog, claim_folder, find_weights, release_folder
 from .run.loop import stopped
@@ -29,7 +31,7 @@ def run_steps(
 ) -> bool | None:  # `False` where it was asked to stop before the end, `None` where there was nothing left to do
     "Open the run folder, look at held-out clips, train; a folder claimed for a run that never makes a step is given back."
     from timet.data.frames import reserve
-    from timet.training.looks import glance
+    from timet.training.looks import glance, judge
     from timet.training.session import headline, open_run
     from timet.training.steps import fit
 
@@ -48,7 +50,7 @@ def run_steps(
                 glance(session, sources, "before")
         session.accelerator.wait_for_everyone()
         log = RunLog(session.folder, session.step) if main else None
-        return fit(session, log, on_step)
+        return fit(session, log, on_step, partial(judge, session, sources) if config.select == "best" else None)
     finally:
         if log:
             log.close()
@@ -104,9 +106,13 @@ def _train(config: TrainConfig, on_step: Callable[[dict[str, float]], object] | 
     elif first:
         claim_folder(config.out, config.preset, make=False)
     clips, sources, _ = videos(config), held_out(config), config.resume or find_weights(config.weights)
+    if config.select == "best" and not all(source.has_masks for source in sources):
+        raise TimetError(
+            "--select best needs masks of every held-out clip; give clips that have them as --val-data FOLDER"
+        )
 
     from timet.backbone import export_backbone
-    from timet.training.looks import finish
+    from timet.training.looks import finish, take_best
     from timet.training.session import start_accelerator, start_session
 
     accelerator = start_accelerator(config)
@@ -118,12 +124,13 @@ def _train(config: TrainConfig, on_step: Callable[[dict[str, float]], object] | 
         accelerator.end_training()
     if finished is None and (not main or rests(session, sources)):
         return session.folder
+    chosen = take_best(session) if main and finished is not False else ""
     if main:
         export_backbone(session.inner.backbone, session.folder / "backbone.safetensors", made="time-tuned")
     if finished is False:
         raise KeyboardInterrupt(stopped(session, f"python -m timet.train --resume {session.folder}"))
     if main:
-        finish(session, sources)
+        finish(session, sources, chosen)
     return session.folder
 
 # %% ../nbs/09_train.ipynb #75239179

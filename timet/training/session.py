@@ -82,7 +82,7 @@ class Session:
     usage: dict[str, Tensor] = field(default_factory=dict)  # Prototype shares `(k,)`: `first` and `latest`
     bad: dict[str, str] = field(default_factory=dict)  # Clips that could not be read -> why
     fresh: dict[str, str] = field(default_factory=dict)  # Those of this epoch and process, not yet told
-    seen: dict[str, Snapshot] = field(default_factory=dict)  # Looks at held-out clips: `before`, `after`
+    seen: dict[str, Snapshot] = field(default_factory=dict)  # Looks at held-out clips: `before`, `after`, `best`
     told: Later | None = None  # Loss and wishes of the latest step, on their way from the device
     wished: Sequence[bool] = ()  # Wishes of this process that are on their way
     waited: float = 0.0  # Seconds that were spent waiting for clips
@@ -170,7 +170,7 @@ def start_session(
     fused = accelerator.device.type == "cuda"  # one kernel for all weights
     optimizer = torch.optim.AdamW([{**g, "start_lr": g["lr"]} for g in groups], fused=fused or None)
     model, optimizer = accelerator.prepare(inner, optimizer)
-    steps = many // config.batch_size
+    steps = -(-many // config.batch_size) if config.last_batch == "keep" else many // config.batch_size
     return Session(
         config, accelerator, dataset, [source.name for source in sources], inner, model, optimizer,
         steps_per_epoch=steps, total=config.max_steps or config.epochs * steps,
@@ -204,12 +204,17 @@ def step_batches(
     if workers and config.frame_cache == "off":
         session.dataset.store.preload(session.dataset.sources)
     epoch, done = divmod(session.step, session.steps_per_epoch)
+    keep, each = config.last_batch == "keep", session.steps_per_epoch
+    rest = len(session.dataset) - (each - 1) * config.batch_size  # clips of an epoch's last step
+    least = -(-rest // (config.batch_size // parts)) if keep else parts  # the parts they are computed in
+    sizes = [parts if (step + 1) % each else least for step in range(session.step, session.total)]
     loader = make_loader(
         session.dataset,
         batch_size=config.batch_size // (parts * accelerator.num_processes),
         epoch=epoch,
         start_step=done * parts,
-        count=(session.total - session.step) * parts,
+        count=sum(sizes),
+        drop_last=not keep,
         num_workers=workers,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -217,8 +222,8 @@ def step_batches(
         paint=config.augment_on == "cpu" or (config.augment_on == "auto" and not gpu),
     )
     batches = on_device(loader, accelerator.device)
-    while step := list(islice(batches, parts)):
-        yield step
+    for size in sizes:
+        yield list(islice(batches, size))
 
 # %% ../../nbs/training/02_session.ipynb #c1a13de3
 def mend(
@@ -399,8 +404,10 @@ def headline(
     device, precision = accelerator.device, pick_precision(config.precision, accelerator.device)
     many = f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
     start = f"from step {session.step} " if session.step else ""
+    words = {"none": "random weights", "hub": "the hub's weights", "shipped": "the weights shipped with timet"}
     return (
-        f"time-tuning {config.backbone} on {len(session.names)} videos: {start}to step {session.total}, "
+        f"time-tuning {config.backbone} from {words.get(config.weights, config.weights)} (preset {config.preset}) on "
+        f"{len(session.names)} videos: {start}to step {session.total}, "
         f"{config.batch_size} clips a step, {device if device.type == 'cuda' else device.type}{many}, {precision}; "
         f"run folder {session.folder}"
     )
