@@ -15,7 +15,7 @@ from .pretraining.config import PretrainConfig, continued, need, read_command
 from .pretraining.photos import find_photos, read_photos
 from .run.check import check
 from .run.command import command
-from .run.folder import RunLog, claim_folder, read_log, release_folder
+from .run.folder import RunLock, RunLog, claim_folder, read_log, release_folder
 from .run.loop import stopped
 
 if TYPE_CHECKING:
@@ -90,6 +90,15 @@ def pretrain(
     Raises `TimetError` as the parts do, and `KeyboardInterrupt` after a stop that was asked for, once all is saved.
     """
     ready(config)
+    lock = RunLock()
+    try:
+        return _pretrain(config, on_step, lock)
+    finally:
+        lock.release()
+
+
+def _pretrain(config: PretrainConfig, on_step: Callable[[dict[str, float]], object] | None, lock: RunLock) -> Path:
+    "What `pretrain` does with the lock of its run."
     from timet.pretraining.card import keep
     from timet.pretraining.loop import open_pretraining
 
@@ -97,7 +106,7 @@ def pretrain(
         import lightly.utils.benchmarking  # noqa: F401  the vote: what is missing is missed now, not after training
     photos, others = gather(config)
     there = config.out is not None and config.out.exists()  # a folder of the user's, which stays
-    run = open_pretraining(config, photos)
+    run = open_pretraining(config, photos, lock)
     finished = run_steps(run, on_step, there)
     file = keep(run, others if finished else None)
     if run.step < run.total:

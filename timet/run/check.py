@@ -7,6 +7,7 @@ __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Rate', 'Gap', 'Worker
            'adjust', 'unique']
 
 # %% ../../nbs/run/00_check.ipynb #60740f98
+import operator
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass, replace
 from math import isfinite
@@ -30,7 +31,7 @@ Rate = Annotated[float, Interval(ge=1e-3, le=1e5), Words("above 0: from 0.001 to
 Gap = Annotated[float, Interval(ge=1e-3, le=3600), Words("above 0: from 0.001 to 3600 seconds; the paper takes 0.5")]
 Workers, Temperature = Annotated[int, Interval(ge=0, le=1024)], Annotated[float, Interval(ge=1e-6, le=1e6)]
 
-_BOUNDS = {Ge: "__ge__", Gt: "__gt__", Le: "__le__", Lt: "__lt__"}
+_BOUNDS = {Ge: operator.ge, Gt: operator.gt, Le: operator.le, Lt: operator.lt}
 
 # %% ../../nbs/run/00_check.ipynb #4484eca1
 def _within(value: Any, bounds: tuple[Any, ...]) -> bool:
@@ -44,7 +45,7 @@ def _within(value: Any, bounds: tuple[Any, ...]) -> bool:
                 return False
         elif type(bound) in _BOUNDS:
             limit = getattr(bound, type(bound).__name__.lower())
-            if not getattr(float(value), _BOUNDS[type(bound)])(float(limit)):
+            if not _BOUNDS[type(bound)](value, limit):
                 return False
     return True
 
@@ -64,7 +65,10 @@ def _accepts(kind: Any, value: Any) -> bool:
     if kind is bool or kind is NoneType:
         return isinstance(value, kind)
     if kind in (int, float):
-        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool) and isfinite(value)
+        fits = isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+        return fits and (
+            isinstance(value, Integral) or isfinite(value)
+        )  # a whole number may be too large for `isfinite`
     return isinstance(value, (kind, str) if kind is Path else kind) if isinstance(kind, type) else True
 
 # %% ../../nbs/run/00_check.ipynb #630b2266
@@ -134,10 +138,8 @@ def check(
         name = f"--{f.name.replace('_', '-')}" if flags else f.name
         if is_dataclass(value):
             check(value, flags)
-        elif bounds := _absurd(value):
+        elif bounds := _absurd(value) if _accepts(kind, value) else _allowed(kind):
             raise TimetError(f"{name} must be {bounds}, got {_shown(value)}")
-        elif not _accepts(kind, value):
-            raise TimetError(f"{name} must be {_allowed(kind)}, got {_shown(value)}")
     if hasattr(settings, "check_together"):
         settings.check_together()
 

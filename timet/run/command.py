@@ -44,7 +44,9 @@ def _sentence(
 ) -> str:
     "A complaint as one sentence: its first part, the names that are near, and where help is."
     lines = [re.sub("\x1b\\[[0-9;]*m", "", line).strip("│ ") for line in box.splitlines() if line[:1] not in "╭╰"]
-    first, *others = "\n".join(lines).split("\n" + "─" * 8)
+    first, *others = re.split(r"\n[ ─-]{20,}", "\n" + "\n".join(lines))[
+        "╭" not in box :
+    ]  # plain boxes begin with a title
     said = " ".join(first.split()).rstrip(".:")
     for pattern, words in _WORDS:
         said = re.sub(pattern, words, said)
@@ -154,9 +156,10 @@ def _say(
     prog: str,  # The name in front of the message
     words: str,
 ) -> None:
-    "A line on stderr, where somebody reads it."
+    "A line on stderr, where somebody reads it; a path of thousands of letters is shortened."
+    short = re.sub(r"\S{300,}", lambda found: f"{found[0][:60]}...{found[0][-60:]}", words)
     with suppress(OSError):
-        print(f"{prog}: {words}", file=sys.stderr, flush=True)
+        print(f"{prog}: {short}", file=sys.stderr, flush=True)
 
 # %% ../../nbs/run/01_command.ipynb #d9a9ea98
 _SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
@@ -174,16 +177,24 @@ def _refusal(
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without loading it
         return f"the card's memory is full ({text.split('. ')[0]}); take smaller batches, images or a smaller network"
     if isinstance(error, RuntimeError) and "home directory" in text:
-        return "there is no home folder here (HOME is not set, and this user has no name); write paths without ~, and set TIMET_CACHE"
+        return "no home folder is known for a path with ~ in it, or for what is kept; write paths without ~, and set HOME or TIMET_CACHE"
     if isinstance(error, OSError) and (error.filename is not None or error.errno in _SYSTEM):
         name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "a file"
-        short = name if len(name) < 200 else f"{name[:60]}...{name[-60:]}"
         return (
-            f"cannot use {short}: {error.strerror or text}; see that it is there and may be used, or give another path"
+            f"cannot use {name}: {error.strerror or text}; see that it is there and may be used, or give another path"
         )
     return None
 
 # %% ../../nbs/run/01_command.ipynb #8b4d370c
+def _interrupt(
+    error: BaseException | None,
+) -> KeyboardInterrupt | None:
+    "The Ctrl-C behind an error: a library that is just being imported may wrap it into one of its own."
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def run_command(
     job: Callable[[], object],  # What to do
     prog: str,  # The name in front of the message
@@ -202,14 +213,14 @@ def run_command(
         except TimetError as error:
             _say(prog, str(error))
             raise SystemExit(2) from None
-        except KeyboardInterrupt as stop:
-            if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-                _say(prog, str(stop) or "interrupted")
-            raise SystemExit(130) from None
         except BrokenPipeError:  # `| head` has seen enough
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise SystemExit(141) from None
-        except (OSError, RuntimeError, MemoryError) as error:
+        except (Exception, KeyboardInterrupt) as error:
+            if (stop := _interrupt(error)) is not None:
+                if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+                    _say(prog, str(stop) or "interrupted")
+                raise SystemExit(130) from None
             if (words := _refusal(error)) is None:
                 raise
             _say(prog, words)
