@@ -30,7 +30,6 @@ from timet.run.folder import (
     random_states,
     restore_random_states,
     save_checkpoint,
-    see_folder,
     sweep_run,
     take_up,
 )
@@ -148,7 +147,6 @@ def save_pretraining(
         "photos": run.key,
         **{name: getattr(run, name) for name in ("step", "total", "seconds")},
     }
-    see_folder(run.folder)
     save_checkpoint(run.folder / LAST, state, keep=True)
 
 # %% ../../nbs/pretraining/04_loop.ipynb #6bd80d02
