@@ -200,9 +200,11 @@ def one(data: Path, out: Path, want: dict, aim: Aim | None, seconds: tuple[float
     at = load_checkpoint(left)["step"] if left.exists() else 0
     status = finish(start(words_for(data, out), out))
     wrong = [f"status {status}"] if status else []
-    with suppress(OSError, KeyError):
+    try:
         got = result(out)
         wrong += [name for name in want if got[name] != want[name]]
+    except (OSError, ValueError, KeyError) as error:
+        wrong.append(f"{type(error).__name__}: {error}")
     if wrong:
         wrong += out.with_suffix(".said").read_text(errors="replace").splitlines()[-3:]
     out.with_suffix(".said").unlink(missing_ok=True)
