@@ -29,7 +29,9 @@ class Forwarder:
 TRACKER = Forwarder(radius=12, context=4)  # of the released code's evaluation of forwarded masks, mask_propagation.py
 
 # %% ../nbs/01_settings.ipynb #db1ba3f3
-Epsilon = Annotated[float, Interval(ge=1e-6, le=1e4), Words("above 0: from 1e-6 to 1e4; 0.05 suits cosines")]
+Epsilon = Annotated[
+    float, Interval(ge=1e-6, le=1e4), Words("above 0 and at most 1e4, from 1e-6 on; 0.05 suits cosines")
+]
 
 
 @dataclass(frozen=True)

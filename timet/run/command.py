@@ -209,7 +209,7 @@ def run_command(
     with _streams(lasting):
         try:
             job()
-            sys.stdout.flush()
+            print(end="", flush=True)
         except TimetError as error:
             _say(prog, str(error))
             raise SystemExit(2) from None
