@@ -516,7 +516,7 @@ ABSURD = [
     ("--delta-t 1e-9", "--delta-t must be above 0: from 0.001 to 3600 seconds"),
     ("--delta-t inf", "--delta-t must be above 0"),
     ("--epsilon 1e308", "--epsilon must be above 0 and at most 1e4, from 1e-6 on"),
-    ("--loss-temperature 1e-300", "--loss-temperature must be at least 1e-06 and at most 1e+06"),
+    ("--loss-temperature 1e-300", "--loss-temperature must be above 0, from 1e-6 to 1e6"),
     ("--fps 1e9", "--fps must be above 0: from 0.001 to 100000 frames a second"),
     ("--cache-mb 1e308", "--cache-mb must be 0, or from 1e-12 to 1e+30 in size"),
     ("--seed 18446744073709551616", "--seed must be at most 2147483647"),

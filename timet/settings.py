@@ -21,7 +21,7 @@ class Forwarder:
 
     radius: Annotated[int, Ge(0)] = 6  # Search window of the forwarder, patches (code: 6; the paper gives no number)
     topk: Annotated[int, Ge(1)] | None = 5  # Strongest affinities kept over all past frames; None: all (code: 5)
-    temperature: Temperature = 0.1  # Of the affinities (paper, App. A: 0.1)
+    temperature: Annotated[float, Ge(1e-6)] = 0.1  # Of the affinities (paper, App. A: 0.1)
     context: Annotated[int, Ge(0)] = 7  # Past frames at most, beside the first (code: 7)
     order: Literal["mask_first", "eq4", "listing1"] = "mask_first"  # Where the window acts (code; Eq. 4; List. 1)
 
