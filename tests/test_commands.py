@@ -40,10 +40,10 @@ def test_training_takes_the_sample_clips_by_name(tmp_path: Path, monkeypatch: py
     "`--data samples` is the default; `--val-data samples` scores one's own training on the sample clips."
     monkeypatch.chdir(tmp_path)
     assert read_command(["--data", "samples"]) == TrainConfig()
-    looked_at = held_out(read_command(["--data", "mine", "--val-data", "samples"]))
+    looked_at = held_out(read_command(["--preset", "demo", "--data", "mine", "--val-data", "samples"]))
     assert [s.name for s in looked_at] == [s.name for s in held_out(TrainConfig())] and looked_at[0].has_masks
     (tmp_path / "samples").mkdir()
-    assert read_command(["--data", "samples"]).data == Path("samples")
+    assert read_command(["--preset", "demo", "--data", "samples"]).data == Path("samples")
     assert data_folder(None) == samples_dir()
 
 

@@ -308,7 +308,7 @@ def test_kill_minus_nine_at_any_moment(world: Path, tmp_path: Path, launch) -> N
     whole.join(120)
     assert (process.exitcode, whole.exitcode) == (0, 0)
     assert losses(out) == losses(tmp_path / "whole") and len(losses(out)) == 20
-    assert not [path for path in (out / "checkpoints").iterdir() if path.name != "last.pt"]
+    assert {path.name for path in (out / "checkpoints").iterdir()} == {"last.pt", "previous.pt"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["Ctrl-C", "SIGTERM"])
@@ -637,7 +637,7 @@ def test_what_may_change_on_resume(tmp_path: Path) -> None:
         "logits_clustering": "softmax", "preset": "paper", "backbone": "x", "weights": "hub", "tuned_blocks": 1, "sampling": "uniform", "head": "paper",
         "forwarded": "none", "target": "soft", "order": "eq4", "sinkhorn_rows": "all", "precision": "bf16",
         "ema_decay": 0.5, "fps": 3.0, "max_steps": 3, "val_data": Path("v"), "split": "val", "val_split": "val",
-        "accumulate": 2, "augment": "none", "crop_scale": 0.9, "frozen_precision": "bf16",
+        "accumulate": 2, "augment": "none", "last_batch": "keep", "select": "best", "crop_scale": 0.9, "frozen_precision": "bf16",
     }  # fmt: skip
     for name, now in flat(base).items():
         if name in FREE:
@@ -717,3 +717,44 @@ def test_mistakes_are_answered_before_torch_is_imported(
 ) -> None:
     "A word that is wrong costs no seconds."
     quick("timet.train", line, status)
+
+
+# -- the last batch, and the best backbone -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("parts", [1, 2, 4])
+def test_the_last_batch_can_be_kept(world: Path, tmp_path: Path, parts: int) -> None:
+    "Ten clips in batches of four: two steps an epoch, or three of which the last has two clips; 2,776 in 128s: 21 or 22."
+    kept = config(world, tmp_path / "kept", last_batch="keep", epochs=2, accumulate=parts)
+    session = start_session(kept, start_accelerator(kept))
+    assert (session.steps_per_epoch, session.total) == (3, 6)
+    steps = [[len(part["clip"]) for part in step] for step in step_batches(session)]
+    assert [sum(step) for step in steps] == [4, 4, 2, 4, 4, 2]
+    assert steps[2] == {1: [2], 2: [2], 4: [1, 1]}[parts]
+    session.step = 2
+    assert [[len(part["clip"]) for part in step] for step in step_batches(session)] == steps[2:]
+    train(kept)
+    assert len(losses(tmp_path / "kept")) == 6
+    assert preset_config("paper").last_batch == "keep" and -(-2776 // 128) == 22
+
+
+def test_the_best_backbone_can_be_kept(world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "The scores on the way are 10, 30, 20: the second is kept, exported and named; the losses are those of any other run."
+    from safetensors.torch import load_file
+
+    marks = iter([10.0, 30.0, 20.0])
+    monkeypatch.setattr(looks, "_mark", lambda seen: next(marks))
+    told: dict = {}
+    run = train(
+        config(world, tmp_path / "run", eval=True, val_data=world, epochs=3, select="best", select_every=1),
+        lambda row: told.update({row["step"]: (tmp_path / "run/best.json").exists()}),
+    )
+    assert json.loads((run / "best.json").read_text()) == {"step": 4, "mark": 30.0}
+    exported, best = load_file(run / "backbone.safetensors"), load_file(run / "best.safetensors")
+    assert all(torch.equal(exported[name], best[name]) for name in best)
+    last = load_checkpoint(run / "checkpoints/last.pt")["model"]
+    assert not all(torch.equal(last[f"backbone.model.{name}"], best[name]) for name in best)
+    assert losses(run) == losses(train(config(world, tmp_path / "plain", epochs=3)))
+    assert told[1] is False and told[6] is True
+    with pytest.raises(TimetError, match="--select best scores held-out clips on the way"):
+        config(world, tmp_path / "none", eval=True, select="best")

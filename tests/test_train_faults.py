@@ -109,7 +109,7 @@ def test_weights_that_are_not_finite_are_not_saved(settings: TrainConfig) -> Non
 
 def test_nan_loss_on_the_command_line(settings: TrainConfig, capsys: pytest.CaptureFixture) -> None:
     "One line, status 2."
-    line = ["--data", str(settings.data), "--out", str(settings.out), "--no-eval", "--lr-head", "1e30", "--lr-backbone", "1e30",
+    line = ["--preset", "demo", "--data", str(settings.data), "--out", str(settings.out), "--no-eval", "--lr-head", "1e30", "--lr-backbone", "1e30",
             "--image-size", "32", "--batch-size", "4", "--max-steps", "5", "--fps", "8", "--delta-t", "0.25",
             "--radius", "2", "--num-frames", "3", "--device", "cpu"]  # fmt: skip
     with pytest.raises(SystemExit) as stop:
@@ -152,7 +152,7 @@ def test_full_disk(settings: TrainConfig, monkeypatch: pytest.MonkeyPatch, name:
         train(settings)
     monkeypatch.undo()
     assert load_checkpoint(settings.out / LAST)["step"] == 2
-    assert [path.name for path in (settings.out / "checkpoints").iterdir()] == ["last.pt"]
+    assert {path.name for path in (settings.out / "checkpoints").iterdir()} == {"last.pt", "previous.pt"}
     train(replace(load_config(settings.out), resume=True))
     assert [row["step"] for row in read_log(settings.out / "log.jsonl")] == [1, 2, 3, 4]
 
@@ -429,7 +429,8 @@ def test_nothing_usable_stops(tmp_path: Path, capsys: pytest.CaptureFixture) -> 
     for i in range(4):
         (data / f"torn_{i}.mp4").write_bytes(b"\0\0\0\x18ftypmp42" + bytes(100))
     with pytest.raises(SystemExit) as stop:
-        main(["--data", str(data), "--out", str(tmp_path / "run"), "--batch-size", "2", "--no-eval", "--device", "cpu"])
+        main(["--preset", "demo", "--data", str(data), "--out", str(tmp_path / "run"), "--batch-size", "2", "--no-eval",
+              "--device", "cpu"])  # fmt: skip
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "Traceback" not in error
     assert len([text for text in error.splitlines() if text.startswith("timet.train: ")]) == 1
@@ -470,7 +471,7 @@ WRONG = [
     (["--fps", "0"], "--fps must be above 0"),
     (["--resume"], "--resume needs the folder of the run"),
     (["--resume", "nowhere"], "nowhere is not the folder of a run"),
-    (["--data", "nowhere"], "cannot find nowhere"),
+    (["--preset", "demo", "--data", "nowhere"], "cannot find nowhere"),
     (["--weights", "nowhere.pth", "--device", "cpu"], "nowhere.pth"),
     (["--precision", "fp16", "--device", "cpu"], "fp16 needs a GPU"),
 ]
@@ -507,3 +508,177 @@ def test_config_json_is_readable(settings: TrainConfig) -> None:
     "By people and by other programs: plain JSON, paths as text."
     values = json.loads((train(replace(settings, max_steps=1)) / "config.json").read_text())
     assert values["head"] == [16, 8] and values["data"] == str(settings.data)
+
+
+# -- numbers that nobody means, and what the machine refuses -----------------------------------------------------------
+
+ABSURD = [
+    ("--delta-t 1e-9", "--delta-t must be above 0: from 0.001 to 3600 seconds"),
+    ("--delta-t inf", "--delta-t must be above 0"),
+    ("--epsilon 1e308", "--epsilon must be above 0 and at most 1e4, from 1e-6 on"),
+    ("--loss-temperature 1e-300", "--loss-temperature must be above 0, from 1e-6 to 1e6"),
+    ("--fps 1e9", "--fps must be above 0: from 0.001 to 100000 frames a second"),
+    ("--cache-mb 1e308", "--cache-mb must be 0, or from 1e-12 to 1e+30 in size"),
+    ("--seed 18446744073709551616", "--seed must be at most 2147483647"),
+    ("--radius 100000000000000000000", "--radius must be at most 2147483647"),
+    (f"--epochs {10**400}", "--epochs must be at most 2147483647"),
+    ("--workers 100000", "--workers must be at least 0 and at most 1024"),
+    ("--dta x", "there is no option --dta; perhaps you meant --data; python -m timet.train --help names every option"),
+    ("--lr-head many", "--lr-head must be a number, got 'many'"),
+    ("--topk 3.5", "--topk must be {None}|INT, got '3.5'"),
+    ("--resume " + "a" * 5000, "File name too long"),
+    ("--data ~nobody-of-this-name/x", "write paths without ~"),
+]
+
+
+@pytest.mark.parametrize(("line", "words"), ABSURD, ids=[line[:30] for line, _ in ABSURD])
+def test_absurd_values_are_one_sentence(
+    line: str, words: str, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch
+):
+    "One line on stderr, status 2, and nothing is made."
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as stop:
+        main(line.split())
+    said = capsys.readouterr()
+    assert stop.value.code == 2 and not list(tmp_path.iterdir())
+    assert said.err.count("\n") == 1 and words in said.err and len(said.err) < 900
+
+
+def test_videos_of_your_own_need_the_papers_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    "Without a preset: the paper's where its weights are there, one sentence where they are not, the toy by its name."
+    words, answer = ["--data", str(tmp_path)], []
+    monkeypatch.setattr("timet.training.config.at_hand", lambda network: answer.append(network) or len(answer) > 1)
+    with pytest.raises(
+        TimetError,
+        match=r"dino, and its weights are not on this machine.* --preset paper, .*--weights FILE.* --preset demo",
+    ):
+        read_command(words)
+    assert read_command(words).preset == "paper" and answer == ["vit_small_patch16_224.dino"] * 2
+    assert read_command([*words, "--preset", "demo"]).weights == "none"
+    assert read_command([*words, "--backbone", "timet_tiny_patch8_96"]).preset == "demo"
+    assert read_command([*words, "--weights", "dino.pth"]).preset == "paper"
+
+
+def test_it_is_said_where_a_run_starts_and_how_it_is_scored(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    "The weights and the preset; and how to get scores where the clips have masks but none are held out."
+    for i in range(4):
+        for part in ("JPEGImages", "Annotations"):
+            (tmp_path / f"set/{part}/clip_{i}").mkdir(parents=True)
+        for t in range(4):
+            picture = np.full((32, 32, 3), 10 * t + i, np.uint8)
+            Image.fromarray(picture).save(tmp_path / f"set/JPEGImages/clip_{i}/{t:05d}.png")
+            Image.fromarray((picture[..., 0] > 15).astype(np.uint8)).save(
+                tmp_path / f"set/Annotations/clip_{i}/{t:05d}.png"
+            )
+    values = {**TINY, "data": tmp_path / "set", "out": tmp_path / "run", "eval": True, "max_steps": 1}
+    train(preset_config("demo", **values))
+    said = capsys.readouterr().out
+    assert said.startswith("time-tuning timet_tiny_patch8_96 from random weights (preset demo) on 4 videos")
+    assert "the clips have masks; for scores before and after, give held-out ones as --val-data FOLDER" in said
+
+
+# -- runs that are disturbed -------------------------------------------------------------------------------------------
+
+
+def test_one_process_at_a_time(settings: TrainConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    "A second start and a second --resume are refused while the first is at work, and nothing is changed; later both can go on."
+    tried: list[str] = []
+
+    def again(record: dict) -> None:
+        for other in (settings, replace(load_config(settings.out), resume=True)):
+            with pytest.raises(TimetError) as stop:
+                train(other)
+            tried.append(str(stop.value))
+
+    train(replace(settings, max_steps=1), again)
+    assert "already holds a run" in tried[0] and "another process is at work on the run" in tried[1]
+    assert not (settings.out / ".lock").exists()
+    train(replace(load_config(settings.out), resume=True))
+
+
+@pytest.mark.parametrize("left", ["config", "versions", "lock"])
+def test_killed_before_it_began(settings: TrainConfig, left: str) -> None:
+    "Half a config.json: the same command again; no versions.json: --resume, and there is a report."
+    settings.out.mkdir(parents=True)
+    if left == "versions":
+        train(replace(settings, max_steps=1))
+        for name in ("versions.json", "report.html", LAST):
+            (settings.out / name).unlink()
+        train(replace(load_config(settings.out), resume=True))
+        assert (settings.out / "report.html").exists() and (settings.out / "versions.json").exists()
+        return
+    (settings.out / (".config-x7k2p9qa.json" if left == "config" else ".lock")).write_text("{")
+    with pytest.raises(TimetError, match="it was stopped before it began: start it again, with --out"):
+        load_config(settings.out)
+    train(replace(settings, max_steps=1))
+    assert not [p for p in settings.out.iterdir() if p.name.startswith(".")]
+
+
+def test_half_files_are_swept_and_nothing_else(settings: TrainConfig) -> None:
+    "Half files of killed writes go at the next start; hidden files of somebody's own stay."
+    train(replace(settings, max_steps=2))
+    half = [
+        ".backbone-abc12345.safetensors",
+        ".after-p0000001.json",
+        ".report-x7k2p9qa.html",
+        "checkpoints/.last-p7654321.pt",
+    ]
+    mine = [".report-mine.html", ".report-november.html", ".report-20261127.html", ".notes", ".backbone-abc12345.txt"]
+    for name in half + mine:
+        (settings.out / name).write_text("x")
+    train(replace(load_config(settings.out), resume=True))
+    assert not [name for name in half if (settings.out / name).exists()]
+    assert all((settings.out / name).read_text() == "x" for name in mine)
+
+
+@pytest.mark.parametrize("kind", ["empty", "keys", "shapes", "step", "moments", "garbage", "gone"])
+def test_the_checkpoint_before_is_used(settings: TrainConfig, kind: str, capsys: pytest.CaptureFixture) -> None:
+    "The last one cannot be used: it is said, the run goes on from the one before, and ends with the same numbers."
+    whole = [row["loss"] for row in read_log(train(replace(settings, out=settings.out / "whole")) / "log.jsonl")]
+    run = train(replace(settings, out=settings.out / "run"))
+    path, state = run / LAST, load_checkpoint(run / LAST)
+    if kind == "keys":
+        torch.save({name: value for name, value in state.items() if name not in ("random", "usage")}, path)
+    elif kind == "shapes":
+        torch.save({**state, "model": {name: torch.zeros(3) for name in state["model"]}}, path)
+    elif kind == "step":
+        torch.save({**state, "step": 10**9}, path)
+    elif kind == "moments":
+        state["optimizer"]["state"][0]["exp_avg"] = torch.zeros(7)
+        torch.save(state, path)
+    elif kind == "gone":
+        path.unlink()
+    else:
+        path.write_bytes(b"" if kind == "empty" else b"PK garbage")
+    capsys.readouterr()
+    train(replace(load_config(run), resume=True))
+    said = capsys.readouterr()
+    assert "from step 2 to step 4" in said.out
+    assert kind == "gone" or "the run goes on from the one before it, previous.pt" in said.err
+    assert [row["loss"] for row in read_log(run / "log.jsonl")] == whole
+    assert (run / "checkpoints/broken.pt").exists() == (kind != "gone")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"step": 10**9}, "claims step 1000000000, and the run has 4"), ({"model": {}}, "does not fit this run")],
+)
+def test_a_checkpoint_that_does_not_fit_is_a_sentence(settings: TrainConfig, change: dict, words: str) -> None:
+    "Where there is none before it."
+    run = train(settings)
+    torch.save({**load_checkpoint(run / LAST), **change}, run / LAST)
+    (run / "checkpoints/previous.pt").unlink()
+    with pytest.raises(TimetError, match=words):
+        train(replace(load_config(run), resume=True))
+    assert (run / LAST).exists()
+
+
+def test_a_folder_that_is_deleted_is_said(settings: TrainConfig) -> None:
+    "At the next line or checkpoint, in words that fit; nothing is made anew in its place."
+
+    def delete(record: dict) -> None:
+        shutil.rmtree(settings.out)
+
+    with pytest.raises(TimetError, match="was moved or deleted while the run went on, so nothing more can be saved"):
+        train(settings, delete)
+    assert not settings.out.exists()

@@ -121,7 +121,7 @@ def train(*words: str) -> Callable[[Path], object]:
     def run(tmp: Path) -> None:
         from timet.train import train
 
-        train(read_command([w.format(tmp) for w in words]))
+        train(read_command(["--preset", "demo", *(w.format(tmp) for w in words)]))
 
     return run
 

@@ -18,7 +18,10 @@ The same names are functions and rooms where both exist: `timet.sinkhorn(scores)
 __version__ = "0.1.0"
 
 import importlib
+import os
+import signal
 import sys
+import threading
 from types import ModuleType
 
 _FIRST = {
@@ -50,6 +53,18 @@ def __getattr__(name: str):
 
 def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
+
+
+def _interrupted(number: int, frame: object) -> None:
+    os.write(2, b"timet: interrupted\n")
+    os._exit(130)
+
+
+# Ctrl-C while a command is still being imported; `run_command` answers it from then on
+_COMMAND = sys.argv[:1] == ["-m"] or os.path.basename((getattr(sys, "argv", None) or [""])[0]).startswith("timet-")
+if _COMMAND and threading.current_thread() is threading.main_thread():
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _interrupted)
 
 
 class _Package(ModuleType):

@@ -20,7 +20,7 @@ from .eval.clustering import check_semantic, evaluate
 from .eval.options import TokensConfig, check_clusters, read_line
 from .eval.score import Score, score_row
 from .eval.tokens import Clips, Tokens
-from .run.check import Count, Positive
+from .run.check import Count, Rate
 from .run.command import command
 from .run.processes import this_shard
 
@@ -48,7 +48,7 @@ class EvaluateConfig(TokensConfig):
     "Which frames are looked at, and at which size."
     split: str | None = None
     "A part of the data: a folder, a list in ImageSets (val), a text file with one name a line, or train80, val20."
-    fps: Positive | None = None
+    fps: Rate | None = None
     "Frame folders: frames a second, where the guess is wrong."
     batch_size: Count = 64
     "Frames a forward pass."

@@ -6,17 +6,16 @@
 __all__ = ['main', 'ready', 'gather', 'run_steps', 'pretrain']
 
 # %% ../nbs/08_pretrain.ipynb #e00b313c
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .core import TimetError
+from .core import TimetError, environment_number
 from .pretraining.config import PretrainConfig, continued, need, read_command
 from .pretraining.photos import find_photos, read_photos
 from .run.check import check
 from .run.command import command
-from .run.folder import RunLog, claim_folder, read_log, release_folder
+from .run.folder import RunLock, RunLog, claim_folder, read_log, release_folder
 from .run.loop import stopped
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def ready(
     check(config, flags=True)
     if config.resume:
         continued(config)
-    if int(os.environ.get("WORLD_SIZE", 1)) > 1:
+    if environment_number("WORLD_SIZE", 1, least=1, whole=True) > 1:
         raise TimetError("pretraining runs in one process, on one GPU; start it without torchrun or accelerate launch")
     if config.images is None:
         raise TimetError("photographs are needed: python -m timet.pretrain FOLDER|ZIP")
@@ -91,6 +90,15 @@ def pretrain(
     Raises `TimetError` as the parts do, and `KeyboardInterrupt` after a stop that was asked for, once all is saved.
     """
     ready(config)
+    lock = RunLock()
+    try:
+        return _pretrain(config, on_step, lock)
+    finally:
+        lock.release()
+
+
+def _pretrain(config: PretrainConfig, on_step: Callable[[dict[str, float]], object] | None, lock: RunLock) -> Path:
+    "What `pretrain` does with the lock of its run."
     from timet.pretraining.card import keep
     from timet.pretraining.loop import open_pretraining
 
@@ -98,7 +106,7 @@ def pretrain(
         import lightly.utils.benchmarking  # noqa: F401  the vote: what is missing is missed now, not after training
     photos, others = gather(config)
     there = config.out is not None and config.out.exists()  # a folder of the user's, which stays
-    run = open_pretraining(config, photos)
+    run = open_pretraining(config, photos, lock)
     finished = run_steps(run, on_step, there)
     file = keep(run, others if finished else None)
     if run.step < run.total:
@@ -113,7 +121,7 @@ def pretrain(
     return run.folder
 
 # %% ../nbs/08_pretrain.ipynb #b6dc5819
-main = command(pretrain, PretrainConfig, "timet.pretrain", read=read_command)
+main = command(pretrain, PretrainConfig, "timet.pretrain", read=read_command, lasting=True)
 
 # %% ../nbs/08_pretrain.ipynb #fbbf6c79
 if __name__ == "__main__" and "get_ipython" not in globals():

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from .core import TimetError, atomic_write, data_folder, pick_device, write_json
+from .core import TimetError, atomic_write, data_folder, environment_number, pick_device, write_json
 from .paper.answers import Answer, Compute, Switch, answer, open_plan
 from .paper.networks import NETWORKS, Found, as_command, run_name, training_words
 from .paper.places import LOOKED_FOR, Place, find_data
@@ -302,7 +302,7 @@ def reproduce(
 
     Raises `TimetError` for an unknown name or row, a folder that is not there, and where nothing can be computed.
     """
-    if (several := int(os.environ.get("WORLD_SIZE", "1"))) > 1:
+    if (several := environment_number("WORLD_SIZE", 1, least=1, whole=True)) > 1:
         raise TimetError(
             f"timet.reproduce is one process, and {several} were started; make the tokens with several processes, by "
             "timet.eval.image or timet.evaluate with the same --cache, and then run it alone"
@@ -334,7 +334,7 @@ def reproduce(
     return write_report(plan, cells, out, {**more, "seconds": time.perf_counter() - start})
 
 
-main = command(reproduce, ReproduceConfig, "timet.reproduce")
+main = command(reproduce, ReproduceConfig, "timet.reproduce", lasting=True)
 
 # %% ../nbs/12_reproduce.ipynb #9b1c0d4d
 if __name__ == "__main__" and "get_ipython" not in globals():

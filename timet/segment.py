@@ -107,7 +107,7 @@ def run(
     return done
 
 
-main = command(run, SegmentConfig, "timet.segment")
+main = command(run, SegmentConfig, "timet.segment", lasting=True)
 
 # %% ../nbs/10_segment.ipynb #2d667f84
 if __name__ == "__main__" and "get_ipython" not in globals():

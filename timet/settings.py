@@ -10,9 +10,9 @@ __all__ = ['TRACKER', 'Epsilon', 'Widths', 'Decay', 'Side', 'Cells', 'Seconds', 
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
-from annotated_types import Ge, Gt, Interval, Le, MinLen
+from annotated_types import Ge, Interval, MinLen
 
-from .run.check import Words
+from .run.check import Temperature, Words
 
 # %% ../nbs/01_settings.ipynb #aab89291
 @dataclass(frozen=True)
@@ -29,7 +29,9 @@ class Forwarder:
 TRACKER = Forwarder(radius=12, context=4)  # of the released code's evaluation of forwarded masks, mask_propagation.py
 
 # %% ../nbs/01_settings.ipynb #db1ba3f3
-Epsilon = Annotated[float, Gt(0), Le(1e4), Words("above 0 and at most 1e4; 0.05 suits cosines")]
+Epsilon = Annotated[
+    float, Interval(ge=1e-6, le=1e4), Words("above 0 and at most 1e4, from 1e-6 on; 0.05 suits cosines")
+]
 
 
 @dataclass(frozen=True)
@@ -62,7 +64,7 @@ class Loss:
     num_prototypes: Annotated[int, Ge(2)] = 200  # K (paper, Table 1a: 200 is the best of 10 to 300)
     head: Literal["released", "paper"] | Widths = "released"  # Widths: 1024-1024-512-256, 2048s, or your own
     target: Literal["hard", "soft"] = "hard"  # Argmax of the forwarded map (code), or the map itself (paper, Eq. 9)
-    loss_temperature: Annotated[float, Gt(0)] = 0.1  # Of the student's scores (paper, App. A: 0.1)
+    loss_temperature: Temperature = 0.1  # Of the student's scores (paper, App. A: 0.1)
     ema_decay: Decay | None = None  # Teacher's memory, as 0.995, rising to 1; None: no teacher (paper)
     queue_size: Annotated[int, Ge(0)] = 0  # Tokens of past batches for Sinkhorn (paper: 0; code: 16384, off)
     labels: Labels = Labels()  # See there

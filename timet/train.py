@@ -8,11 +8,13 @@ __all__ = ['main', 'run_steps', 'rests', 'train']
 # %% ../nbs/09_train.ipynb #d2d6a4d9
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .core import TimetError
 from .run.command import command
-from .run.folder import RunLog, claim_folder, find_weights, release_folder
+from .run.folder import RunLock, RunLog, claim_folder, find_weights, release_folder
 from .run.loop import stopped
 from .training.config import TrainConfig, continued, held_out, read_command, videos
 
@@ -25,11 +27,12 @@ def run_steps(
     session: "Session",  # Just started
     sources: "Sequence[Source]",  # Clips to look at
     on_step: Callable[[dict[str, float]], object] | None,  # Called with the numbers of each logged step
+    lock: RunLock,  # Of the run that goes on; a new one takes it here
 ) -> bool | None:  # `False` where it was asked to stop before the end, `None` where there was nothing left to do
     "Open the run folder, look at held-out clips, train; a folder claimed for a run that never makes a step is given back."
     from timet.data.frames import reserve
     from timet.data.source import assumed_rate
-    from timet.training.looks import glance
+    from timet.training.looks import glance, judge
     from timet.training.session import headline, open_run
     from timet.training.steps import fit
 
@@ -37,7 +40,7 @@ def run_steps(
     there = config.out is not None and config.out.exists()
     log = None
     try:
-        open_run(session)
+        open_run(session, lock)
         if session.step == session.total:
             return None
         store = session.dataset.store
@@ -50,7 +53,7 @@ def run_steps(
                 glance(session, sources, "before")
         session.accelerator.wait_for_everyone()
         log = RunLog(session.folder, session.step) if main else None
-        return fit(session, log, on_step)
+        return fit(session, log, on_step, partial(judge, session, sources) if config.select == "best" else None)
     finally:
         if log:
             log.close()
@@ -89,37 +92,54 @@ def train(
     Raises `TimetError` as the parts do, and `KeyboardInterrupt` after a stop that was asked for, once all is
     saved, which says how to go on.
     """
+    lock = RunLock()
+    try:
+        return _train(config, on_step, lock)
+    finally:
+        lock.release()
+
+
+def _train(config: TrainConfig, on_step: Callable[[dict[str, float]], object] | None, lock: RunLock) -> Path:
+    "What `train` does with the lock of its run."
+    first = os.environ.get("RANK", "0") == "0"  # the others may find a folder that the first one has just made
     if config.resume:
         config = continued(config)
-    elif os.environ.get("RANK", "0") == "0":  # the others may find a folder that the first one has just made
+    if first and config.resume:
+        lock.take(config.out)
+    elif first:
         claim_folder(config.out, config.preset, make=False)
     clips, sources, _ = videos(config), held_out(config), config.resume or find_weights(config.weights)
+    if config.select == "best" and not all(source.has_masks for source in sources):
+        raise TimetError(
+            "--select best needs masks of every held-out clip; give clips that have them as --val-data FOLDER"
+        )
     if str(clips.passed) and os.environ.get("RANK", "0") == "0":
         print(clips.passed, flush=True)
 
     from timet.backbone import export_backbone
-    from timet.training.looks import finish
+    from timet.training.looks import finish, take_best
     from timet.training.session import start_accelerator, start_session
 
     accelerator = start_accelerator(config)
     main = accelerator.is_main_process
     try:
         session = start_session(config, accelerator, clips)
-        finished = run_steps(session, sources, on_step)
+        finished = run_steps(session, sources, on_step, lock)
     finally:
         accelerator.end_training()
     if finished is None and (not main or rests(session, sources)):
         return session.folder
+    chosen = take_best(session) if main and finished is not False else ""
     if main:
         export_backbone(session.inner.backbone, session.folder / "backbone.safetensors", made="time-tuned")
     if finished is False:
         raise KeyboardInterrupt(stopped(session, f"python -m timet.train --resume {session.folder}"))
     if main:
-        finish(session, sources)
+        finish(session, sources, chosen)
     return session.folder
 
 # %% ../nbs/09_train.ipynb #75239179
-main = command(train, TrainConfig, "timet.train", read=read_command)
+main = command(train, TrainConfig, "timet.train", read=read_command, lasting=True)
 
 # %% ../nbs/09_train.ipynb #3bac970f
 if __name__ == "__main__" and "get_ipython" not in globals():

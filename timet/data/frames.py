@@ -92,10 +92,21 @@ def listing(
 
 
 def cache_folder() -> Path:
-    "Where things are kept unless the user says otherwise: `$TIMET_CACHE`, else the user's cache folder."
+    """Where things are kept unless the user says otherwise: `$TIMET_CACHE`, else the user's cache folder.
+
+    Raises `TimetError` where there is no home folder.
+    """
     if os.environ.get("TIMET_CACHE"):
         return Path(os.environ["TIMET_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "timet"
+    if os.environ.get("XDG_CACHE_HOME"):
+        return Path(os.environ["XDG_CACHE_HOME"]) / "timet"
+    try:
+        return Path.home() / ".cache/timet"
+    except RuntimeError:
+        raise TimetError(
+            "there is no home folder to keep things in (HOME is not set, and this user has no name); name a folder with --cache or "
+            "--frame-cache, or in the variable TIMET_CACHE"
+        ) from None
 
 # %% ../../nbs/data/05_frames.ipynb #ecd30c48
 CHUNK = 2**27  # bytes of decoded frames at a time

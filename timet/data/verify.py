@@ -24,7 +24,7 @@ from ..core import TimetError, printable, progress, write_json
 from .find import Sources, find_sources
 from .source import MASKS, Source, VideoSource, list_files, read_mask
 from .video import VideoError, check_file, decode, scan
-from ..run.check import Count, Natural, Positive
+from ..run.check import Count, Positive, Rate, Workers
 from ..run.command import command
 from ..run.paths import misnamed
 
@@ -218,7 +218,7 @@ class Verify:
     "A part of the set: a folder (train), a list in ImageSets (val), a text file with one name a line, or train80, val20."
     json: Path | None = None
     "Also write the result to this file."
-    workers: Natural = 0
+    workers: Workers = 0
     "Files read at the same time; 0 takes one for each processor, 8 at most."
 
     def run(self) -> None:
@@ -260,7 +260,7 @@ class Show:
     "A video, or a folder with videos or frames somewhere below."
     split: str | None = None
     "A part of the set, as for verify."
-    fps: float | None = None
+    fps: Rate | None = None
     "Frame folders: frames a second, where the guess is wrong."
     most: Count = 20
     "How many sequences to print."
@@ -297,7 +297,7 @@ class Cache:
     "As --crop-scale of timet.train."
     augment: Literal["full", "crop", "none"] = "full"
     "As --augment of timet.train."
-    workers: Natural = 0
+    workers: Workers = 0
     "Processes that decode; 0: one for each core."
 
     def run(self) -> None:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..core import TimetError, pick_device, pick_precision
+from ..core import TimetError, environment_number, pick_device, pick_precision
 from ..data.find import Sources
 from ..data.frames import listing
 from ..data.images import Images
@@ -75,11 +75,7 @@ def cache_limit() -> float:  # Bytes
 
     Raises `TimetError` where the variable is no number.
     """
-    said = os.environ.get("TIMET_CACHE_GB") or "30"
-    try:
-        return float(said) * 1e9
-    except ValueError:
-        raise TimetError(f"TIMET_CACHE_GB must be a number of gigabytes, got {said!r}") from None
+    return environment_number("TIMET_CACHE_GB", 30) * 1e9
 
 # %% ../../nbs/eval/03_cache.ipynb #27cce69d
 def _read_entry(entry: Path, names: Sequence[str]) -> dict[str, np.ndarray] | None:

@@ -18,7 +18,7 @@ from ..core import TimetError, pick_device
 from ..data.find import find_sources
 from .options import NetworkConfig, read_line
 from .tracker import Method, Tracker
-from ..run.check import Count, Positive, Words, flat
+from ..run.check import Count, Gap, Rate, Words, flat
 from ..run.command import command
 from ..settings import TRACKER
 
@@ -31,7 +31,7 @@ from .tracker import Switch
 
 # %% ../../nbs/eval/55_forwarding.ipynb #9de25f46
 Methods = Annotated[tuple[Method, ...], MinLen(1)]
-Steps = Annotated[tuple[Positive, ...], MinLen(1), Words("one or more numbers of seconds above 0")]
+Steps = Annotated[tuple[Gap, ...], MinLen(1), Words("one or more numbers of seconds above 0")]
 
 # %% ../../nbs/eval/55_forwarding.ipynb #ffd16756
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class ForwardingConfig(NetworkConfig):
     background: tuple[str, ...] = ()  # Categories that are background (sample world: meadow sand sky water)
     raft_weights: Path | None = None  # torchvision's weights file, for raft
     split: str | None = None  # A part of the data: a folder, a list in ImageSets (val), or a file with a name a line
-    fps: Positive | None = None  # Frame folders: frames a second, where the guess is wrong
+    fps: Rate | None = None  # Frame folders: frames a second, where the guess is wrong
     most: Count | None = None  # Only the first so many videos
     batch_size: Count = 16  # Frames a forward pass
     save: Path | None = None  # With --davis: write predicted masks to this folder, as METHOD/VIDEO/FRAME.png

@@ -13,7 +13,7 @@ import tyro
 
 from .labelled import LabelledConfig, image_pair
 from .options import read_line, stored_tokens
-from ..run.check import Count, Natural, Positive, adjust
+from ..run.check import Count, Natural, Temperature, adjust
 from ..run.command import command
 from ..run.processes import this_shard
 
@@ -37,7 +37,7 @@ class IncontextConfig(LabelledConfig):
     index: Literal["flat", "ivf"] = "flat"  # Look at all of the memory, or at 32 of 512 cells
     memory_store: Literal["fp32", "fp16"] = "fp32"  # Features in the memory
     k: Count = 30  # Neighbours
-    temperature: Positive = 0.02  # Of their votes
+    temperature: Temperature = 0.02  # Of their votes
     gpu_index: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False  # Search on the GPUs
 
     def settings(self) -> "IncontextSettings":

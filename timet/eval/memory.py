@@ -17,7 +17,7 @@ from ..core import TimetError, check_shape, progress
 from ..data.clips import IMAGENET_STD
 from .kmeans import load_faiss
 from .labelled import read_batch, set_length
-from ..run.check import Count, Natural, Positive, check
+from ..run.check import Count, Natural, Positive, Temperature, check
 
 # %% ../../nbs/eval/40_memory.ipynb #423b6a73
 def patch_histograms(
@@ -67,7 +67,7 @@ class IncontextSettings:
     memory_size: Count | None = 10_240_000  # Patches kept; None: all
     epochs: Count = 2  # Passes over the training images; with `FreshTokens` each sees new crops
     k: Count = 30  # Neighbours
-    temperature: Positive = 0.02  # Of their votes
+    temperature: Temperature = 0.02  # Of their votes
     index: Literal["flat", "ivf"] = "flat"  # All of the memory is looked at, or the nearest cells of a rough map
     cells: Count = 512  # Cells of the map, for `ivf`
     probes: Count = 32  # Cells looked at, for `ivf`

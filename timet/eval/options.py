@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
 import tyro
+from annotated_types import Interval
 
 from ..core import TimetError, data_folder, pick_device, samples_dir, write_json
 from ..data.frames import cache_folder
@@ -195,7 +196,7 @@ class TokensConfig(NetworkConfig):
     "Where tokens are kept; $TIMET_CACHE or ~/.cache/timet, where none is given."
     no_cache: Switch = False
     "Keep no tokens."
-    workers: Count | None = None
+    workers: Annotated[int, Interval(ge=1, le=1024)] | None = None
     "Threads that read and decode what the network looks at next; None: 4, on a card one a core."
 
     @property

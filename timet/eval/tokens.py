@@ -26,7 +26,7 @@ from ..core import TimetError, check_shape, keep_exact, pick_device, pick_precis
 from ..data.find import Sources
 from ..data.images import Images
 from ..data.source import Source
-from ..run.check import Count, Natural, Positive, Words, adjust
+from ..run.check import Count, Gap, Natural, Words, Workers, adjust
 from ..run.loop import Later
 from ..run.processes import usable_cores
 
@@ -101,7 +101,7 @@ class Clips:
     "Frames of the one clip a video; 16 for DAVIS and 4 for others, where none is given (Table 4)."
     sampling: Literal["uniform", "regular"] = "uniform"
     "Random frames of the whole video, or delta_t apart."
-    delta_t: Positive = 0.5
+    delta_t: Gap = 0.5
     "Seconds between frames, for regular."
     image_size: Annotated[Size | None, _SIZE, _flag("{None}|INT")] = None
     "Side to which frames are squashed, pixels; what the network was made for, where none is given."
@@ -169,7 +169,7 @@ class Pass:
     device: str = "auto"  # Where: `auto`, `cpu`, `cuda`, `cuda:1`, `mps`
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # Of the products; what comes out is float32
     batch_size: Count = 32  # Images a forward pass
-    workers: Natural | None = None  # Threads that read the next images; 0 is one, too; None: 4, on a card one a core
+    workers: Workers | None = None  # Threads that read the next images; 0 is one, too; None: 4, on a card one a core
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "device", str(self.device))

@@ -20,7 +20,7 @@ from ..data.find import Sources
 from ..data.source import Source, VideoSource
 from ..data.video import open_video
 from .movie import CONTAINERS
-from ..run.check import Count, flat
+from ..run.check import Count, Rate, flat
 from ..settings import Sight
 
 # %% ../../nbs/film/02_jobs.ipynb #304f6bec
@@ -44,7 +44,7 @@ class Settings:
     alpha: _Share = 0.55  # How much of the colour is laid over the frame, 0 to 1
     quality: _Crf = 20  # Of the H.264 video: 0 keeps everything, 18 looks so, 28 is small, 51 is the worst
     seed: _Seed = 0  # Of k-means and of the patches it sees
-    fps: float | None = None  # Frame folders: frames a second, where the guess is wrong
+    fps: Rate | None = None  # Frame folders: frames a second, where the guess is wrong
     part: Count = 250  # Frames a part: after a kill at most so many are done again (by each process)
     force: _Switch = False  # Replace a file of the same name that another command has made
     sight: Sight = Sight()

@@ -25,15 +25,17 @@ from .config import PretrainConfig, load_config
 from .distill import Distiller, MultiCrop, see
 from .photos import Photos
 from timet.run.folder import (
+    RunLock,
     RunLog,
     claim_folder,
-    load_checkpoint,
     random_states,
     restore_random_states,
     save_checkpoint,
+    sweep_run,
+    take_up,
 )
 from ..run.loop import Bar, loop
-from ..run.resume import write_settings
+from ..run.resume import complete_settings, write_settings
 
 # %% ../../nbs/pretraining/04_loop.ipynb #d10ce223
 @dataclass
@@ -147,7 +149,7 @@ def save_pretraining(
         "photos": run.key,
         **{name: getattr(run, name) for name in ("step", "total", "seconds")},
     }
-    save_checkpoint(run.folder / LAST, state)
+    save_checkpoint(run.folder / LAST, state, keep=True)
 
 # %% ../../nbs/pretraining/04_loop.ipynb #6bd80d02
 def restore_pretraining(
@@ -157,31 +159,46 @@ def restore_pretraining(
 
     Raises `TimetError` where there is no checkpoint, or the photographs are others.
     """
-    state = load_checkpoint(run.folder / LAST)
-    if state["photos"] != run.key:
+
+    def put_back(state: dict[str, Any]) -> None:
+        if state["photos"] != run.key:
+            raise TimetError(
+                f"{run.folder} was started with other photographs than these {len(run.photos)}; give the same ones"
+            )
+        if not 0 < state["step"] <= state["total"]:
+            raise TimetError(f"a checkpoint in {run.folder} claims step {state['step']} of {state['total']}")
+        run.distiller.load_state_dict(state["distiller"])
+        run.optimizer.load_state_dict(state["optimizer"])
+        run.step, run.total, run.seconds = (state[name] for name in ("step", "total", "seconds"))
+        restore_random_states(state["random"])
+
+    if not take_up(run.folder / LAST, put_back):
         raise TimetError(
-            f"{run.folder} was started with other photographs than these {len(run.photos)}; give the same ones"
+            f"there is no checkpoint in {run.folder}: it was stopped before its first save; start a new run"
         )
-    run.distiller.load_state_dict(state["distiller"])
-    run.optimizer.load_state_dict(state["optimizer"])
-    run.step, run.total, run.seconds = (state[name] for name in ("step", "total", "seconds"))
-    restore_random_states(state["random"])
 
 # %% ../../nbs/pretraining/04_loop.ipynb #5982b462
 def open_pretraining(
     config: PretrainConfig,
     photos: Photos,
+    lock: RunLock | None = None,  # Taken here
 ) -> Pretraining:
     """Start a run in a folder of its own, or take up an old one, with the schedules stretched where more was asked for.
 
     Raises `TimetError` where the folder is taken, or the run is finished and no more was asked for.
     """
-    run = start_pretraining(config, photos)
+    run, lock = start_pretraining(config, photos), lock or RunLock()
     if not config.resume:
         run.folder = claim_folder(config.out, "pretrain")
+        lock.take(run.folder)
+        claim_folder(run.folder)  # nobody was quicker
+        sweep_run(run.folder)
         write_settings(run.folder, config, run.device)
         return run
     run.folder, asked = config.out, run.total
+    lock.take(run.folder)
+    sweep_run(run.folder)
+    complete_settings(run.folder, run.device)
     restore_pretraining(run)
     if config.epochs != load_config(config.out).epochs:
         run.total = asked

@@ -6,9 +6,15 @@
 __all__ = ['C', 'parse', 'run_command', 'command']
 
 # %% ../../nbs/run/01_command.ipynb #8256d778
+import codecs
+import errno
+import io
 import os
+import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, suppress
 from typing import Any, TypeVar
 
 from ..core import TimetError
@@ -16,6 +22,37 @@ from .check import check
 
 # %% ../../nbs/run/01_command.ipynb #1a700038
 C = TypeVar("C")
+
+
+_WORDS = (
+    (r"(?s)\. Got errors:.*", ""),
+    (r"Error parsing (--\S+): (.*)", r"\1: \2"),
+    (r"could not convert string to float: ", "must be a number, got "),
+    (r"invalid literal for int\(\) with base 10: ", "must be a whole number, got "),
+    (r": no type matching (\S+) could be instantiated from \[(.*)\]", r" must be \1, got \2"),
+    (r"invalid choice (.*) for argument '(.*)'\. Expected one of (.*)", r"\2 must be one of \3, got \1"),
+    (r"(--\S+): must", r"\1 must"),
+    (r"Missing from .*?: ", "this is missing: "),
+    (r"Unrecognized options: ([^-].*)", r"nobody knows what to do with \1"),
+    (r"Unrecognized options: (-[^,]*).*", r"there is no option \1"),
+)  # what tyro says -> what we say
+
+
+def _sentence(
+    box: str,  # What tyro has drawn around its complaint
+    prog: str,
+) -> str:
+    "A complaint as one sentence: its first part, the names that are near, and where help is."
+    lines = [re.sub("\x1b\\[[0-9;]*m", "", line).strip("│ ") for line in box.splitlines() if line[:1] not in "╭╰"]
+    first, *others = re.split(r"\n[ ─-]{20,}", "\n" + "\n".join(lines))[
+        "╭" not in box :
+    ]  # plain boxes begin with a title
+    said = " ".join(first.split()).rstrip(".:")
+    for pattern, words in _WORDS:
+        said = re.sub(pattern, words, said)
+    near = [line.split()[0].rstrip(",") for part in others for line in part.splitlines() if line.startswith("--")]
+    meant = f"; perhaps you meant {' or '.join(dict.fromkeys(near))}" if near and "no option" in said else ""
+    return f"{said[:1].lower()}{said[1:]}{meant}; {prog} --help names every option"
 
 
 def parse(
@@ -26,42 +63,168 @@ def parse(
 ) -> C:  # An instance, or what the function returns
     """Read a command line into a config, with help made from its fields.
 
-    Raises `SystemExit(2)` on an unknown flag or a value of the wrong type, after saying which.
+    Raises `SystemExit(2)` on an unknown flag or a value of the wrong type, after saying which in one sentence.
     """
     import tyro
 
-    return tyro.cli(config, args=argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **options)
+    said = io.StringIO()
+    try:
+        with redirect_stderr(said):
+            return tyro.cli(config, args=argv, prog=prog, config=(tyro.conf.OmitArgPrefixes,), **options)
+    except SystemExit as stop:
+        if stop.code == 2:
+            _say(prog.removeprefix("python -m "), _sentence(said.getvalue(), prog))
+        raise
+
+# %% ../../nbs/run/01_command.ipynb #159b0126
+_SPELLED = {
+    "±": "+-",
+    "×": "x",
+    "·": "*",
+    "→": "->",
+    "…": "...",
+    "−": "-",
+    "–": "-",
+    "—": "-",
+    "─": "-",
+    "━": "-",
+    "│": "|",
+    "°": " deg",
+}
+
+
+def _spell(error: UnicodeError) -> tuple[str, int]:
+    "What stands for characters that a stream cannot write."
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+
+    def one(c: str) -> str:
+        frame, block = "+" if "\u2500" <= c <= "\u257f" else "", "#" if "\u2580" <= c <= "\u25a0" else ""
+        return _SPELLED.get(c) or frame or block or ascii(c)[1:-1]
+
+    return "".join(map(one, error.object[error.start : error.end])), error.end
+
+
+codecs.register_error("timet", _spell)
+
+# %% ../../nbs/run/01_command.ipynb #37aacc5f
+class _Lasting:
+    "A stream that goes on when nobody reads it any more."
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = stream
+
+    def _try(self, act: Callable[..., object], *words: str) -> None:
+        try:
+            act(*words)
+        except OSError as error:
+            with suppress(OSError, ValueError):  # what is still to come goes nowhere
+                nowhere = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(nowhere, self.stream.fileno())
+                os.close(nowhere)
+            _say("timet", f"what is printed cannot be written any more ({error.strerror}); the work goes on without it")
+
+    def write(self, text: str) -> int:
+        self._try(self.stream.write, text)
+        return len(text)
+
+    def flush(self) -> None:
+        self._try(self.stream.flush)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+# %% ../../nbs/run/01_command.ipynb #971036a2
+@contextmanager
+def _streams(
+    lasting: bool,  # Go on where nobody reads
+) -> Iterator[None]:
+    "Streams that can write every character, and that outlive their reader where that is wanted."
+    before = sys.stdout, sys.stderr
+    for stream in filter(None, before):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="timet")
+    if lasting:
+        sys.stdout, sys.stderr = (stream and _Lasting(stream) for stream in before)
+    try:
+        yield
+    finally:
+        sys.stdout, sys.stderr = before
+
+
+def _say(
+    prog: str,  # The name in front of the message
+    words: str,
+) -> None:
+    "A line on stderr, where somebody reads it; a path of thousands of letters is shortened."
+    short = re.sub(r"\S{300,}", lambda found: f"{found[0][:60]}...{found[0][-60:]}", words)
+    with suppress(OSError):
+        print(f"{prog}: {short}", file=sys.stderr, flush=True)
+
+# %% ../../nbs/run/01_command.ipynb #d9a9ea98
+_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM)
+_MEMORY = "there is not enough memory{}; take smaller batches, images or a smaller network"
+
+
+def _refusal(
+    error: Exception,
+) -> str | None:  # `None`: a fault of the program, whose traceback is wanted
+    "What to say of an error that the system has raised."
+    text = str(error)
+    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or getattr(error, "errno", 0) == errno.ENOMEM:
+        asked = re.search(r"(\d+) bytes", text)
+        return _MEMORY.format(f" for {int(asked[1]) / 1e9:.1f} GB more" if asked else "")
+    if type(error).__name__ == "OutOfMemoryError":  # torch's, without loading it
+        return f"the card's memory is full ({text.split('. ')[0]}); take smaller batches, images or a smaller network"
+    if isinstance(error, RuntimeError) and "home directory" in text:
+        return "no home folder is known for a path with ~ in it, or for what is kept; write paths without ~, and set HOME or TIMET_CACHE"
+    if isinstance(error, OSError) and (error.filename is not None or error.errno in _SYSTEM):
+        name = os.fsdecode(error.filename) if isinstance(error.filename, (str, bytes)) else "a file"
+        return (
+            f"cannot use {name}: {error.strerror or text}; see that it is there and may be used, or give another path"
+        )
+    return None
 
 # %% ../../nbs/run/01_command.ipynb #8b4d370c
+def _interrupt(
+    error: BaseException | None,
+) -> KeyboardInterrupt | None:
+    "The Ctrl-C behind an error: a library that is just being imported may wrap it into one of its own."
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error
+
+
 def run_command(
     job: Callable[[], object],  # What to do
     prog: str,  # The name in front of the message
+    lasting: bool = False,  # Go on where nobody reads what is printed
 ) -> None:
     """Call a function; turn a user's mistake into one line on stderr and status 2, and Ctrl-C into status 130.
 
     A `KeyboardInterrupt` with words says how to go on: they stand where `interrupted` would.
     """
-    try:
-        job()
-    except TimetError as error:
-        print(f"{prog}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    except KeyboardInterrupt as stop:
-        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-            print(f"{prog}: {str(stop) or 'interrupted'}", file=sys.stderr)
-        raise SystemExit(130) from None
-    except RuntimeError as error:
-        if type(error).__name__ != "OutOfMemoryError":  # torch's, without loading it
-            raise
-        reason = str(error).split(". ")[0]
-        print(
-            f"{prog}: the card's memory is full ({reason}); take smaller batches, images or a smaller network",
-            file=sys.stderr,
-        )
-        raise SystemExit(2) from None
-    except BrokenPipeError:  # `| head` has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        raise SystemExit(141) from None
+    if getattr(signal.getsignal(signal.SIGINT), "__module__", "") == "timet":  # from here on it can be answered
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    with _streams(lasting):
+        try:
+            job()
+            print(end="", flush=True)
+        except TimetError as error:
+            _say(prog, str(error))
+            raise SystemExit(2) from None
+        except BrokenPipeError:  # `| head` has seen enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise SystemExit(141) from None
+        except (Exception, KeyboardInterrupt) as error:
+            if (stop := _interrupt(error)) is not None:
+                if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+                    _say(prog, str(stop) or "interrupted")
+                raise SystemExit(130) from None
+            if (words := _refusal(error)) is None:
+                raise
+            _say(prog, words)
+            raise SystemExit(2) from None
 
 # %% ../../nbs/run/01_command.ipynb #eebbc0a6
 def command(
@@ -69,6 +232,7 @@ def command(
     config: type[C] | Callable[..., C],  # The dataclass of its settings
     name: str,  # The module: `timet.evaluate`
     read: Callable[[Sequence[str]], C] | None = None,  # Reads the words, where flags depend on each other
+    lasting: bool = False,  # It works towards files: go on where nobody reads what is printed
 ) -> Callable[[list[str] | None], None]:
     "The `main` of a command: read the line, check every value, run; see `run_command` for what it makes of errors."
 
@@ -79,7 +243,7 @@ def command(
             check(settings, flags=True)
             run(settings)
 
-        run_command(job, name)
+        run_command(job, name, lasting)
 
     main.__doc__ = (
         f"`python -m {name} ...`; `--help` names every flag. The words after the command may be given as a list."

@@ -11,6 +11,8 @@ import os
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+from ..core import environment_number
+
 if TYPE_CHECKING:
     import torch.distributed as dist
     from torch import Tensor
@@ -27,7 +29,7 @@ def place() -> tuple[int, int]:
 def usable_cores() -> int:  # At least 1
     "Cores that this process may use: its share, where a launcher has started several on this machine."
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(cores // int(os.environ.get("LOCAL_WORLD_SIZE", "1")), 1)
+    return max(cores // environment_number("LOCAL_WORLD_SIZE", 1, least=1, whole=True), 1)
 
 # %% ../../nbs/run/02_processes.ipynb #7f415a6e
 def across(
@@ -45,7 +47,7 @@ def across(
 # %% ../../nbs/run/02_processes.ipynb #8343dc01
 def this_shard() -> tuple[int, int]:  # This process's number, and how many there are
     "Which share of the work is this process's: `(0, 1)` unless `accelerate launch` or `torchrun` started several."
-    if int(os.environ.get("WORLD_SIZE", "1")) < 2:
+    if environment_number("WORLD_SIZE", 1, least=1, whole=True) < 2:
         return 0, 1
     import torch
     from accelerate import PartialState

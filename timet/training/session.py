@@ -32,10 +32,19 @@ from ..data.frames import FrameCache, FramesInMemory, cache_folder
 from ..data.loader import ClipDataset, make_loader, on_device
 from ..data.source import Source
 from ..loss import TimeT, parameter_groups
-from ..run.folder import claim_folder, load_checkpoint, random_states, restore_random_states, save_checkpoint
+from timet.run.folder import (
+    RunLock,
+    claim_folder,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+    see_folder,
+    sweep_run,
+    take_up,
+)
 from ..run.loop import Later
 from ..run.processes import usable_cores
-from ..run.resume import write_settings
+from ..run.resume import complete_settings, write_settings
 from .config import TrainConfig, readable, videos
 from .report import Snapshot
 
@@ -73,7 +82,7 @@ class Session:
     usage: dict[str, Tensor] = field(default_factory=dict)  # Prototype shares `(k,)`: `first` and `latest`
     bad: dict[str, str] = field(default_factory=dict)  # Clips that could not be read -> why
     fresh: dict[str, str] = field(default_factory=dict)  # Those of this epoch and process, not yet told
-    seen: dict[str, Snapshot] = field(default_factory=dict)  # Looks at held-out clips: `before`, `after`
+    seen: dict[str, Snapshot] = field(default_factory=dict)  # Looks at held-out clips: `before`, `after`, `best`
     told: Later | None = None  # Loss and wishes of the latest step, on their way from the device
     wished: Sequence[bool] = ()  # Wishes of this process that are on their way
     waited: float = 0.0  # Seconds that were spent waiting for clips
@@ -161,7 +170,7 @@ def start_session(
     fused = accelerator.device.type == "cuda"  # one kernel for all weights
     optimizer = torch.optim.AdamW([{**g, "start_lr": g["lr"]} for g in groups], fused=fused or None)
     model, optimizer = accelerator.prepare(inner, optimizer)
-    steps = many // config.batch_size
+    steps = -(-many // config.batch_size) if config.last_batch == "keep" else many // config.batch_size
     return Session(
         config, accelerator, dataset, [source.name for source in sources], inner, model, optimizer,
         steps_per_epoch=steps, total=config.max_steps or config.epochs * steps,
@@ -195,12 +204,17 @@ def step_batches(
     if workers and config.frame_cache == "off":
         session.dataset.store.preload(session.dataset.sources)
     epoch, done = divmod(session.step, session.steps_per_epoch)
+    keep, each = config.last_batch == "keep", session.steps_per_epoch
+    rest = len(session.dataset) - (each - 1) * config.batch_size  # clips of an epoch's last step
+    least = -(-rest // (config.batch_size // parts)) if keep else parts  # the parts they are computed in
+    sizes = [parts if (step + 1) % each else least for step in range(session.step, session.total)]
     loader = make_loader(
         session.dataset,
         batch_size=config.batch_size // (parts * accelerator.num_processes),
         epoch=epoch,
         start_step=done * parts,
-        count=(session.total - session.step) * parts,
+        count=sum(sizes),
+        drop_last=not keep,
         num_workers=workers,
         rank=accelerator.process_index,
         world_size=accelerator.num_processes,
@@ -208,8 +222,8 @@ def step_batches(
         paint=config.augment_on == "cpu" or (config.augment_on == "auto" and not gpu),
     )
     batches = on_device(loader, accelerator.device)
-    while step := list(islice(batches, parts)):
-        yield step
+    for size in sizes:
+        yield list(islice(batches, size))
 
 # %% ../../nbs/training/02_session.ipynb #c1a13de3
 def mend(
@@ -301,10 +315,11 @@ def save(
 ) -> None:
     """Write `checkpoints/last.pt`.
 
-    Raises `TimetError` where the folder cannot be written or a weight is not finite; the old checkpoint then stays.
+    Raises `TimetError` where the folder cannot be written or is gone, or a weight is not finite; the old checkpoint then stays.
     """
     accelerator, random = session.accelerator, gather_object([random_states()])
     if accelerator.is_main_process:
+        see_folder(session.folder)
         weights = session.inner.state_dict()
         if not all(w.isfinite().all() for w in weights.values() if w.is_floating_point()):
             raise TimetError(f"a weight became infinite or NaN by step {session.step}; {mend(session)}")
@@ -318,47 +333,65 @@ def save(
             "usage": session.usage,
             "bad": session.bad,
         }
-        save_checkpoint(session.folder / LAST, state)
+        save_checkpoint(session.folder / LAST, state, keep=True)
     session.saved = session.step
 
 # %% ../../nbs/training/02_session.ipynb #ed2616c6
+def _put_back(session: Session, state: dict[str, Any]) -> None:
+    "Put a checkpoint into place. Raises `TimetError`, or whatever its parts raise, where it does not fit."
+    if state["clips"] != _fingerprint(session):
+        raise TimetError(
+            f"the run {session.folder} learns from other clips than the {len(session.names)} found now; check --data"
+        )
+    step, k = state["step"], session.config.loss.num_prototypes
+    if type(step) is not int or not 0 < step <= session.total:
+        raise TimetError(f"a checkpoint in {session.folder} claims step {step}, and the run has {session.total}")
+    if {tuple(share.shape) for share in state["usage"].values()} - {(k,)} or not isinstance(state["bad"], dict):
+        raise ValueError("its notes have another form")
+    session.inner.load_state_dict(state["model"])
+    session.optimizer.load_state_dict(state["optimizer"])
+    for weight, moments in session.optimizer.state.items():
+        if {tuple(m.shape) for m in moments.values() if m.ndim} - {tuple(weight.shape)}:
+            raise ValueError("the moments of its optimiser have other shapes than the weights")
+    if session.accelerator.scaler and state["scaler"]:
+        session.accelerator.scaler.load_state_dict(state["scaler"])
+    restore_random_states(state["random"][session.accelerator.process_index % len(state["random"])])
+    session.step = session.saved = step
+    session.usage, session.bad = state["usage"], state["bad"]
+
+
 def restore(
     session: Session,  # Freshly started, with its folder
 ) -> None:
     """Go back to the last checkpoint of the run; without one, stay at the start.
 
-    Raises `TimetError` where the checkpoint cannot be read, or the clips are others.
+    Raises `TimetError` where no checkpoint can be used, or the clips are others.
     """
-    path = session.folder / LAST
-    if not path.exists():
-        return
-    state = load_checkpoint(path)
-    if state["clips"] != _fingerprint(session):
-        raise TimetError(
-            f"the run {session.folder} learns from other clips than the {len(session.names)} found now; check --data"
-        )
-    session.inner.load_state_dict(state["model"])
-    session.optimizer.load_state_dict(state["optimizer"])
-    if session.accelerator.scaler and state["scaler"]:
-        session.accelerator.scaler.load_state_dict(state["scaler"])
-    restore_random_states(state["random"][session.accelerator.process_index % len(state["random"])])
-    session.step = session.saved = state["step"]
-    session.usage, session.bad = state["usage"], state["bad"]
+    take_up(session.folder / LAST, partial(_put_back, session))
 
 # %% ../../nbs/training/02_session.ipynb #4594c880
 def open_run(
     session: Session,  # Gets its folder, and its state where the run goes on
+    lock: RunLock | None = None,  # Taken here for a new run, by the caller for an old one
 ) -> None:
-    """Make the run folder and write down what is run, or take up an old run.
+    """Make the run folder and write down what is run, or take up an old run; what killed writes left is swept.
 
     Raises `TimetError` where the folder is taken, cannot be written, or holds a run that does not fit.
     """
-    config, main = session.config, session.accelerator.is_main_process
+    config, main, lock = session.config, session.accelerator.is_main_process, lock or RunLock()
     if config.resume:
         session.folder = config.out
+        if main:
+            sweep_run(session.folder)
+            complete_settings(session.folder, session.accelerator.device)
         restore(session)
         return
-    session.folder = broadcast_object_list([claim_folder(config.out, config.preset) if main else None])[0]
+    if main:
+        session.folder = claim_folder(config.out, config.preset)
+        lock.take(session.folder)
+        claim_folder(session.folder)  # nobody was quicker
+        sweep_run(session.folder)
+    session.folder = broadcast_object_list([session.folder if main else None])[0]
     if main:
         write_settings(session.folder, config, session.accelerator.device)
 
@@ -371,8 +404,10 @@ def headline(
     device, precision = accelerator.device, pick_precision(config.precision, accelerator.device)
     many = f" x {accelerator.num_processes}" if accelerator.num_processes > 1 else ""
     start = f"from step {session.step} " if session.step else ""
+    words = {"none": "random weights", "hub": "the hub's weights", "shipped": "the weights shipped with timet"}
     return (
-        f"time-tuning {config.backbone} on {len(session.names)} videos: {start}to step {session.total}, "
+        f"time-tuning {config.backbone} from {words.get(config.weights, config.weights)} (preset {config.preset}) on "
+        f"{len(session.names)} videos: {start}to step {session.total}, "
         f"{config.batch_size} clips a step, {device if device.type == 'cuda' else device.type}{many}, {precision}; "
         f"run folder {session.folder}"
     )

@@ -110,6 +110,7 @@ def fit(
     session: Session,  # Just started, or restored
     log: RunLog | None = None,  # Of the first process
     on_step: Callable[[dict[str, float]], object] | None = None,  # Called with the numbers of each logged step
+    judge: Callable[[], None] | None = None,  # Called every `select_every` epochs and after the last step
 ) -> bool:  # `False` where it was asked to stop before the end
     """Train from the current step to the last, or until Ctrl-C or SIGTERM.
 
@@ -123,6 +124,10 @@ def fit(
         session.waited += time.monotonic() - began
         numbers, (due, halt) = train_step(session, parts, (due, stop))
         note_bad(session, parts)
+        often = session.config.select_every * session.steps_per_epoch
+        if judge and (session.step % often == 0 or session.step == session.total):
+            judge()
+            session.accelerator.wait_for_everyone()
         return numbers, due, halt
 
     def keep() -> None:
