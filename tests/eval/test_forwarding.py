@@ -422,7 +422,7 @@ def test_validation_form_of_youtube_vos(tmp_path, monkeypatch, capsys):
         ]
     with pytest.raises(SystemExit):
         forwarded(monkeypatch, tmp_path, tmp_path / "set", *flags)
-    assert "is there already" in capsys.readouterr().err
+    assert "is there and not empty; choose another --save" in capsys.readouterr().err
 
 
 def test_a_later_object_is_told_of_and_scored(tmp_path, monkeypatch):

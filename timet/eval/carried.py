@@ -255,13 +255,6 @@ def _span(config: Any, source: Source) -> np.ndarray:
     "The frames to go through: all where masks are written, else from the first mask to the last."
     return np.arange(source.num_frames) if config.save else np.arange(source.annotated[0], source.annotated[-1] + 1)
 
-
-def _check_save(save: Path | None, methods: Sequence[str]) -> None:
-    "Refuse to write over what is there."
-    for folder in [save / method for method in methods] if save else []:
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise TimetError(f"{folder} is there already; give --save another folder, or take this one away first")
-
 # %% ../../nbs/eval/54_carried.ipynb #3cdd8059
 def score_davis(
     config: Any,  # A `ForwardingConfig`
@@ -270,7 +263,6 @@ def score_davis(
     flows: Mapping[str, Any],  # Method -> flow, for the methods that are flow
 ) -> tuple[dict[str, list[ObjectScores]], list[str]]:  # Method -> videos, and what was left out
     "J and F on full videos, frame by frame; frames without a mask are carried through but not scored."
-    _check_save(config.save, config.method)
     scores: dict[str, list[ObjectScores]] = {method: [] for method in config.method}
     left: list[str] = []
     bar = progress(desc="J and F", unit="frame", total=len(config.method) * sum(len(_span(config, s)) for s in sources))
