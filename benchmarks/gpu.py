@@ -86,9 +86,9 @@ PREDICTED = {
     "decode with PIL at half size, a process for each core": "1.5-3 times as fast",
     "nvJPEG, 256 frames": "2,000-5,000 frames/s",
     "train, default workers": "60-150 clips/s with 8 workers; first step 8-12 s",
-    "pretraining step, compile off": "32-45 ms, 11,000-16,000 photographs/s; by the roofline 32.1, with 1,480 operations",
-    "  of it the views, compile off": "1.7 ms by the roofline, 154 operations",
-    "pretraining step, compile on": "22-32 ms, 16,000-23,000 photographs/s",
+    "pretraining step, compile off": "25-35 ms, 15,000-20,000 photographs/s; by the roofline 24.6, with 1,583 operations",
+    "  of it the views, compile off": "1.3 ms by the roofline, 154 operations",
+    "pretraining step, compile on": "17-25 ms, 20,000-30,000 photographs/s",
     "whole training": "16 minutes with a new loader each epoch; 7 with one loader and a worker a core; 1-2 at best",
 }
 

@@ -42,9 +42,9 @@ from timet.run.check import adjust
 from timet.run.command import run_command
 
 RECIPES: dict[str, dict[str, Any]] = {
-    "DINO": {},
-    "DINO, hidden patches": {"patch_weight": 1.0},
-    "DINO, 2 small views": {"local_views": 2},
+    "DINO": {"local_views": 6, "patch_weight": 0.0},
+    "DINO, hidden patches": {"local_views": 6, "patch_weight": 1.0},
+    "DINO, 2 small views": {"local_views": 2, "patch_weight": 0.0},
     "DINO, 2 small views, hidden patches": {"local_views": 2, "patch_weight": 1.0},
 }
 FLOORS = ("patch colour", "random weights")

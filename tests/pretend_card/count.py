@@ -354,7 +354,7 @@ def main() -> None:
     parser.add_argument("--accumulate", type=int, default=1, help="parts a batch is computed in")
     parser.add_argument("--ema", type=float, help="a teacher with this memory, such as 0.995")
     parser.add_argument("--queue", type=int, default=0, help="tokens kept for Sinkhorn; 1 is full at once")
-    parser.add_argument("--patch-weight", type=float, default=0.0, help="of pretraining's loss of hidden patches")
+    parser.add_argument("--patch-weight", type=float, default=1.0, help="of pretraining's loss of hidden patches")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp16", "fp32"))
     parser.add_argument("--backbone", default="vit_small_patch16_224.dino", help="of the steps and the evaluation")
     parser.add_argument(

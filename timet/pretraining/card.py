@@ -31,7 +31,7 @@ def figures(
     return head + "\n".join(f"| {name} | {100 * share:.1f} % |" for name, share in scores.items())
 
 # %% ../../nbs/pretraining/05_card.ipynb #7067c14d
-_SHOWN = "batch_size lr weight_decay weight_decay_end ema_decay teacher_temp local_views local_size hidden_dim output_dim seed"
+_SHOWN = "batch_size lr weight_decay weight_decay_end ema_decay teacher_temp patch_weight local_views local_size hidden_dim output_dim seed"
 
 
 def card(
@@ -46,7 +46,7 @@ def card(
     return f"""# {net.name}
 
 A vision transformer with patches of {net.patch_size}, width {net.embed_dim}, {len(net.model.blocks)} blocks and {parameters / 1e6:.1f} million weights (fp16 in
-the file), which taught itself from photographs without labels (self-distillation, DINO).
+the file), which taught itself from photographs without labels (self-distillation, DINO{", with hidden patches as in iBOT" if c.patch_weight else ""}).
 
 ## Data
 {c.about or f"The {len(photos):,} photographs given to the command."} Kept at {c.image_size} x {c.image_size} pixels. Names and folders were not used in training.
@@ -99,7 +99,9 @@ def keep(
     scores = ask_networks(run, check) if check else {}
     net = create_backbone(run.config.backbone, weights="none", tuned_blocks=0)
     net.model.load_state_dict(run.distiller.teacher.model.state_dict())
-    net.source = f"photographs without labels (DINO, {run.step} steps)"
+    net.source = (
+        f"photographs without labels (DINO{' and hidden patches' * bool(run.config.patch_weight)}, {run.step} steps)"
+    )
     net.model.half()
     note = "; ".join(["pretrained by timet.pretrain", *[right(scores)] * bool(scores)])
     file = export_backbone(net, run.folder / f"{net.name}.safetensors", note=note)

@@ -58,7 +58,7 @@ class PretrainConfig(PhotoPlaces):
     backbone: str = "timet_small_patch8_64"  # A plain ViT: ours (timet_tiny_patch8_64, ...small...) or one of timm's
     image_size: Annotated[int, Interval(ge=16, le=8192)] = 64  # Side of the photographs and of the large views, pixels
     local_size: Annotated[int, Ge(8)] = 32  # Side of the small views, pixels
-    local_views: Natural = 6  # Small views of each photograph
+    local_views: Natural = 2  # Small views of each photograph (DINO: 6 or more)
     hidden_dim: Count = 1024  # Width of the heads
     output_dim: Many = 4096  # Classes that student and teacher predict (DINO: 65536, for a million photographs)
 
@@ -70,7 +70,7 @@ class PretrainConfig(PhotoPlaces):
     weight_decay: Decay = 0.04  # At the first step (DINO: 0.04)
     weight_decay_end: Decay = 0.4  # After the last step; cosine between them (DINO: 0.4)
     ema_decay: Memory = 0.99  # Teacher's memory at the first step, rising to 1 (DINO: 0.996 for its longer training)
-    patch_weight: Decay = 0.0  # Of the loss of hidden patches (iBOT: 1); 0: DINO alone, none are hidden
+    patch_weight: Decay = 1.0  # Of the loss of hidden patches (iBOT: 1); 0: DINO alone, none are hidden
     teacher_temp: Temperature = 0.04  # Of the teacher's distribution (DINO: 0.04, later 0.07); the student's is 0.1
     clip_grad: Positive = 3.0  # Largest norm of the gradient of all weights together (DINO: 3, for each)
 
