@@ -203,7 +203,8 @@ def score_floors(
     rows, folder, alone = floor_networks(config, backbone), floor_folder(config), this_shard()[1] == 1
 
     def ask(name: str, network: nn.Module) -> Row | str:
-        print(f"floor: {name}{', kept for the next time' if folder else ''}; --no-floors does without", file=sys.stderr)
+        kept = f"computed once and kept in {folder}" if folder else "computed each time"
+        print(f"floor: {name}, {kept}; --no-floors leaves it out", file=sys.stderr)
         try:
             return score(network)
         except TimetError as error:

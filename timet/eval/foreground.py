@@ -203,6 +203,7 @@ def run(
     }
     names = "attention_jaccard threshold ground_truth settings per_image".split()
     report |= config.facts(backbone) | {name: getattr(found, name) for name in names}
+    report["settings"] |= {"attention": config.gaze, "mask_size": len(kept.masks[0])}  # as they were used
     return config.write(report | ({} if classes is None else {"classes": score_row(classes, kept.classes or {})}))
 
 # %% ../../nbs/eval/32_foreground.ipynb #03707b41

@@ -171,7 +171,12 @@ def _refusal(
 ) -> str | None:  # `None`: a fault of the program, whose traceback is wanted
     "What to say of an error that the system has raised."
     text = str(error)
-    if isinstance(error, MemoryError) or "DefaultCPUAllocator" in text or getattr(error, "errno", 0) == errno.ENOMEM:
+    if (
+        isinstance(error, MemoryError)
+        or "DefaultCPUAllocator" in text
+        or getattr(error, "errno", 0) == errno.ENOMEM
+        or (isinstance(error, ImportError) and re.search("failed to map segment|allocate memory", text))
+    ):
         asked = re.search(r"(\d+) bytes", text)
         return _MEMORY.format(f" for {int(asked[1]) / 1e9:.1f} GB more" if asked else "")
     if type(error).__name__ == "OutOfMemoryError":  # torch's, without loading it

@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['PACKAGES', 'LOCK', 'FILES', 'FORMAT', 'DEFAULT_NETWORK', 'versions', 'claim_folder', 'RunLock', 'sweep_run',
            'see_folder', 'release_folder', 'random_states', 'restore_random_states', 'previous', 'save_checkpoint',
-           'load_checkpoint', 'take_up', 'find_checkpoint', 'find_weights', 'read_log', 'RunLog', 'StopSignal']
+           'load_checkpoint', 'finite', 'take_up', 'find_checkpoint', 'find_weights', 'read_log', 'RunLog',
+           'StopSignal']
 
 # %% ../../nbs/run/03_folder.ipynb #4a3907c2
 import importlib.metadata
@@ -297,6 +298,17 @@ def load_checkpoint(
         raise TimetError(f"{path} is not a checkpoint of a training run; a backbone goes to --weights instead")
     return state
 
+# %% ../../nbs/run/03_folder.ipynb #acc1e751
+def finite(
+    state: Any,  # Tensors, in lists and dictionaries
+) -> bool:
+    "Are all numbers of a checkpoint finite?"
+    if isinstance(state, Mapping):
+        return all(map(finite, state.values()))
+    if isinstance(state, (list, tuple)):
+        return all(map(finite, state))
+    return not hasattr(state, "isfinite") or bool(state.isfinite().all())
+
 # %% ../../nbs/run/03_folder.ipynb #9f9a5660
 def take_up(
     path: Path,  # `RUN/checkpoints/last.pt`
@@ -312,6 +324,8 @@ def take_up(
             continue
         try:
             state = load_checkpoint(file)
+            if not finite(state):
+                raise TimetError(f"{file} holds numbers that are not finite; use another one")
             try:
                 use(state)
             except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
@@ -326,7 +340,8 @@ def take_up(
             print(f"{wrong[0]}: the run goes on from the one before it, {file.name}", file=sys.stderr)
         return True
     if wrong:
-        raise wrong[0]
+        alone = "the run has no other that can be used: start it anew, with another --out"
+        raise TimetError(str(wrong[0]).replace("use another one", alone))
     return False
 
 # %% ../../nbs/run/03_folder.ipynb #2d0349e8
