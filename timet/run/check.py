@@ -77,7 +77,8 @@ def _range(bounds: tuple[Any, ...]) -> str:
     "The words for bounds: `at least 1`, `above 0 and at most 1`."
     flat = [b for bound in bounds for b in (bound if isinstance(bound, GroupedMetadata) else [bound])]
     words = {Ge: "at least", Gt: "above", Le: "at most", Lt: "below"}
-    return " and ".join(f"{words[type(b)]} {getattr(b, type(b).__name__.lower()):g}" for b in flat if type(b) in words)
+    told = [(words[type(b)], getattr(b, type(b).__name__.lower())) for b in flat if type(b) in words]
+    return " and ".join(f"{word} {value if isinstance(value, int) else f'{value:g}'}" for word, value in told)
 
 # %% ../../nbs/run/00_check.ipynb #e72128e2
 def _allowed(kind: Any) -> str:

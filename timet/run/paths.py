@@ -37,6 +37,8 @@ def existing(
         reason = printable((getattr(error, "strerror", None) or str(error)).lower())
     if re.match("[A-Za-z][A-Za-z0-9+.-]+:/", given):
         given = re.sub(":/+", "://", given, count=1)  # a `Path` has lost one
+        if given.startswith("file:"):
+            raise TimetError(f"{given} is an address; give the path alone, without file://")
         raise TimetError(
             f"{given} is an address, and URLs are not read; download it, then give {wanted} on this machine"
         )
