@@ -360,6 +360,44 @@ def test_two_films_in_one_file_are_refused_by_name(tmp_path):
         scan(tmp_path / "two.ts")
 
 
+def test_mkv_and_ogg_joined_from_different_films_are_refused_by_name(tmp_path):
+    for ending, kinds in {
+        "mkv": [{}, dict(options={"bf": "2", "profile": "main"})],
+        "webm": [dict(codec="libvpx"), dict(codec="libvpx-vp9", options={"deadline": "realtime", "cpu-used": "8"})],
+        "ogv": [dict(codec="libvpx"), dict(codec="libvpx")],
+    }.items():
+        parts = [film(tmp_path / f"{i}.{ending}", CONSTANT[:20], **kind) for i, kind in enumerate(kinds)]
+        assert [len(scan(part).starts) for part in parts] == [20, 20]
+        with pytest.raises(VideoError, match="holds a second film behind the first"):
+            scan(joined(tmp_path / f"both.{ending}", *parts))
+
+
+def raw_film(path: Path, frames: np.ndarray, kind: str) -> Path:
+    with av.open(str(path), "w") as out:
+        stream = out.add_stream("ffv1", rate=25)
+        stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], kind
+        for frame in frames:
+            picture = av.VideoFrame.from_ndarray(frame, "gray16le" if frame.ndim == 2 else "rgb24")
+            out.mux(stream.encode(picture.reformat(format=kind)))
+        out.mux(stream.encode())
+    return path
+
+
+@pytest.mark.parametrize("kind", ["gray16le", "gray10le", "gray12le"])
+def test_grey_of_more_than_8_bits_is_refused(tmp_path, kind):
+    thermal = np.random.default_rng(0).integers(6700, 7300, (4, 48, 64)).astype(np.uint16)
+    path = raw_film(tmp_path / "thermal.mkv", thermal, kind)
+    for read in (scan, read_frames):
+        with pytest.raises(VideoError, match=rf"is a grey film of more than 8 bits \({kind}\), in which nothing says"):
+            read(path)
+
+
+@pytest.mark.parametrize("kind", ["gray", "yuv420p10le"])
+def test_grey_of_8_bits_and_colour_of_10_are_read(tmp_path, kind):
+    path = raw_film(tmp_path / "film.mkv", np.stack([numbered(i) for i in range(4)]), kind)
+    assert [number(f) for f in read_frames(path)] == list(range(4))
+
+
 def packets_of(path: Path) -> list[bytes]:
     with av.open(str(path)) as film_:
         return [bytes(packet) for packet in film_.demux(video=0) if packet.size]
@@ -407,6 +445,29 @@ def test_frames_come_in_order_out_of_an_avi_that_knows_no_timestamps(tmp_path):
     h264.write_bytes(h264.read_bytes()[:-500])
     with pytest.raises(VideoError, match=r"is cut short: [0-9,]+ of [0-9,]+ bytes are there"):
         scan(h264)
+
+
+def test_frames_of_an_avi_are_shown_at_their_own_count(tmp_path):
+    plain = film(
+        tmp_path / "b.avi",
+        CONSTANT[:20],
+        size=(192, 320),
+        codec="mpeg4",
+        options={"g": "12", "bf": "2", "b_strategy": "0", "qscale": "2"},
+    )
+    packets = packets_of(plain)
+    packets.insert(7, b"\0\0\1\xb6\x53\x4f")  # "nothing new here", after frame 6, as Xvid writes it
+    with av.open(str(plain)) as film_, av.open(str(tmp_path / "gap.avi"), "w") as out:
+        stream = out.add_stream_from_template(film_.streams.video[0])
+        for i, data in enumerate(packets):
+            packet = av.Packet(data)
+            packet.dts = packet.pts = i + 2 * (i > 0)  # the encoder's delay: two empty places after the first frame
+            packet.time_base, packet.stream, packet.is_keyframe = Fraction(1, 24), stream, i == 0
+            out.mux(packet)
+    info = scan(tmp_path / "gap.avi")
+    assert [number(f) for f in read_frames(tmp_path / "gap.avi")] == list(range(20))
+    np.testing.assert_allclose(info.starts * 24, [*range(7), *range(8, 21)], atol=1e-6)
+    assert number(read_frames(tmp_path / "gap.avi", times=7.5 / 24)[0]) == 6
 
 
 def test_frames_with_one_timestamp_share_its_time(tmp_path):
