@@ -17,7 +17,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cache, cached_property, lru_cache
 from itertools import combinations
 from pathlib import Path
 
@@ -200,21 +200,23 @@ _GLUED = re.compile(
 )
 
 
-def _parts(names: Iterable[str]) -> set[str]:
-    "The words in folders' names, in the singular: `classSegmentation_left` has three."
-    split = (re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name) for name in names)
-    return {word.lower() if len(word) < 3 else folder_word(word) for words in split for word in words}
+@lru_cache(2**16)
+def _parts(name: str) -> frozenset[str]:
+    "The words in a folder's name, in the singular: `classSegmentation_left` has three."
+    split = re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    return frozenset(word.lower() if len(word) < 3 else folder_word(word) for word in split)
 
 
 def _looks_beside(names: Iterable[str]) -> bool:
     "Do folders' names speak of masks, depth or the like? `no_mask` does not."
-    words = _parts(names)
+    words = frozenset().union(*map(_parts, names))
     return not words & {"no", "non", "not", "without"} and any(w in _BESIDE or _GLUED.search(w) for w in words)
 
 
 def _repeats(path: Path, other: Path, counts: Callable[[Path], set], one_channel: bool) -> bool:
     "Does a clip show masks, depth or the like of another one, by their names, their numbers and its kind of pictures?"
-    shared = len(Path(os.path.commonpath([path, other])).parts)
+    pairs = enumerate(zip(path.parts, other.parts))
+    shared = next((i for i, (a, b) in pairs if a != b), min(len(path.parts), len(other.parts)))
     mine, others = (*path.parts[shared:-1], path.stem), (*other.parts[shared:-1], other.stem)
     siblings, word = len(mine) == len(others) == 1, _looks_beside(mine)
     own, frames = counts(path), counts(other)
@@ -222,14 +224,15 @@ def _repeats(path: Path, other: Path, counts: Callable[[Path], set], one_channel
         return False
     if own and frames and (len(own) < 2 or 2 * len(own & frames) <= len(own)):
         return False
-    if (one_channel and own and frames) or _parts(others) & {*FRAMES, "image"}:
+    if (one_channel and own and frames) or any(_parts(name) & {*FRAMES, "image"} for name in others):
         return word or bool(own and frames)
     return word and not siblings and bool(own) and bool(frames) and own <= frames
 
 # %% ../../nbs/data/02_find.ipynb #642bcb01
-def _near(path: Path) -> list[tuple]:
+def _near(path: Path, root: Path) -> list[tuple]:
     "Where the others of a clip may be: beside it, and by its name in three folders above."
-    return [(path.parent,), *((above, path.stem) for above in path.parents[1:4])]
+    inside = [above for above in path.parents[1:4] if above.is_relative_to(root)]
+    return [(path.parent,), *((above, path.stem) for above in inside)]
 
 
 def _take_out(videos: list[Path], folders: list[Folder], passed: PassedOver) -> tuple[list[Path], list[Folder]]:
@@ -248,12 +251,12 @@ def _take_out(videos: list[Path], folders: list[Folder], passed: PassedOver) -> 
     single = {path for path in (*videos, *known) if one_channel(path)}
     near: dict[tuple, list[Path]] = {}  # Clips of one folder, then clips of one name in a folder above
     for path in (*videos, *known):
-        for place in _near(path) if path not in single else ():
+        for place in _near(path, passed.root) if path not in single else ():
             near.setdefault(place, []).append(path)
     gone = set()
     for path in (*videos, *known):
-        above = [p for p in _near(path) if path in single or _looks_beside(path.relative_to(p[0]).parts)]
-        others = [other for place in above for other in near.get(place, ())[:200]]  # enough, and quick in a large set
+        above = [p for p in _near(path, passed.root) if path in single or _looks_beside(path.relative_to(p[0]).parts)]
+        others = [other for place in above for other in near.get(place, ())[:100]]  # enough, and quick in a large set
         if any(other != path and _repeats(path, other, counts, path in single) for other in others):
             gone.add(path)
             passed.add(
