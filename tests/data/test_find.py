@@ -347,6 +347,47 @@ def test_a_word_alone_makes_no_mask(tmp_path):
     assert len(find_sources(tmp_path)) == 8
 
 
+@pytest.mark.parametrize(
+    "frames_in, beside, mode",
+    [
+        ("imgs/{}", "panomasks/{}", "P"),
+        ("imgs/{}", "panomasksRGB/{}", "RGB"),
+        ("training/image_02/{}", "panoptic_maps/val/{}", "RGB"),
+        ("{}/image_left", "{}/seg_left", "RGB"),
+        ("{}/image_left", "{}/depth_left", "L"),
+        ("clean/{}", "flow_viz/{}", "RGB"),
+        ("clean/{}", "occlusions/{}", "L"),
+        ("{}/color", "{}/label-filt", "L"),
+        ("{}/frames/rgb/Camera_0", "{}/frames/classSegmentation/Camera_0", "RGB"),
+        ("{}/com", "{}/alpha", "L"),
+        ("{}/a", "{}/b", "P"),  # no word at all
+    ],
+)
+def test_what_repeats_a_clip_and_looks_like_masks_is_none(tmp_path, frames_in, beside, mode):
+    for name in ("bear", "dog"):
+        frames(tmp_path / frames_in.format(name), range(3))
+        other = tmp_path / beside.format(name)
+        frames(other, range(3), "x_{:05d}.png") if mode == "RGB" else masks(other, range(3), mode=mode)
+    found = find_sources(tmp_path)
+    assert sorted(s.path for s in found) == sorted(str(tmp_path / frames_in.format(n)) for n in ("bear", "dog"))
+    assert "look like their masks, depth or flow; call a folder masks to use it: 2" in str(found.passed)
+
+
+def test_films_of_masks_beside_films(tmp_path):
+    for part in ("image_left", "seg_left"):
+        video(tmp_path / part / "x.mp4", 2)
+    found = find_sources(tmp_path)
+    assert found.names == ["image_left/x"]
+    assert "look like their masks" in str(found.passed)
+
+
+@pytest.mark.parametrize("name", ["river_flow", "no_mask", "cliff-edge", "overflow", "segment_1", "with_mask"])
+def test_a_clip_may_have_a_word_for_masks_in_its_name(tmp_path, name):
+    frames(tmp_path / name, range(3))
+    frames(tmp_path / "dog", range(3))
+    assert len(find_sources(tmp_path)) == 2
+
+
 def test_masks_that_cannot_be_used_are_named(tmp_path):
     for i in (1, 2):  # SegTrack v2: a folder for each object
         masks(tmp_path / f"a/GroundTruth/bear/{i}", range(4))
@@ -390,6 +431,49 @@ def test_two_pictures_for_one_frame_are_refused(tmp_path, second):
     source = find_sources(tmp_path)[0]
     with pytest.raises(VideoError, match=r"holds several pictures for one frame, such as .* and .*; keep frames"):
         source.frames([0])
+
+
+@pytest.mark.parametrize(
+    "first, second, numbers",
+    [
+        ("{:05d}_leftImg8bit.png", "{:05d}_gtFine_labelIds.png", [0, 1, 2, 3]),
+        ("{:05d}_leftImg8bit.png", "{:05d}_gtFine_labelIds.png", [0, 2]),
+        ("{:04d}.png", "{:04d}_alpha2.png", [0, 1, 2, 3]),
+        ("{:04d}.png", "{:04d}_gt8.png", [2]),
+        ("{:04d}.jpg", "{:04d} (1).jpg", [0, 1, 2, 3]),
+        ("{:04d}.jpg", "{:04d} (1).jpg", [3]),
+    ],
+)
+def test_numbers_that_count_no_frames(tmp_path, first, second, numbers):
+    frames(tmp_path / "v", range(4), first)
+    frames(tmp_path / "v", numbers, second)
+    source = find_sources(tmp_path)[0]
+    with pytest.raises(VideoError, match=r"holds several pictures for one frame, such as .* and .*; keep frames"):
+        source.frames([0])
+
+
+@pytest.mark.parametrize("pattern", ["cam{}_{:05d}.jpg", "x_{:06d}_{:06d}_leftImg8bit.png"])
+def test_two_shots_in_one_folder_are_refused(tmp_path, pattern):
+    for shot in (0, 1):
+        (tmp_path / "v").mkdir(exist_ok=True)
+        for i in range(3 + shot):
+            Image.new("RGB", (8, 8)).save(tmp_path / "v" / pattern.format(shot, i))
+    with pytest.raises(VideoError, match=r"several shots, such as .* and .*; give each its own folder"):
+        find_sources(tmp_path)[0].frames([0])
+
+
+@pytest.mark.parametrize("pattern", ["10-{:02d}-{:02d}.jpg", "T1000{:02d}_{:d}00.jpg", "P01_{}_{:02d}.jpg"])
+def test_times_in_names_are_one_shot(tmp_path, pattern):
+    (tmp_path / "v").mkdir()
+    for i in range(6):
+        Image.new("RGB", (8, 8)).save(tmp_path / "v" / pattern.format(i // 3, 5 * (i % 3)))
+    assert find_sources(tmp_path)[0].frames([5]).shape == (1, 8, 8, 3)
+
+
+def test_a_mask_with_a_number_in_its_last_word(tmp_path):
+    frames(tmp_path / "v", range(3))
+    masks(tmp_path / "v", range(3), pattern="{:05d}_gt8.png")
+    assert found_in(tmp_path) == {"v": [0, 1, 2]}
 
 
 def test_loose_pictures_of_two_cameras_are_one_folder(tmp_path):

@@ -7,7 +7,7 @@ import sys
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 from trees import SIZE, frames, masks, picture, video
 
 from timet.data import source as readers
@@ -208,6 +208,29 @@ def test_masks_without_a_frame(tmp_path):
     report = verify(tmp_path)
     assert (report.masks, report.problems) == (2, ())
     assert report.passed == ("masks that belong to no frame: 2 (first: masks/a)",)
+
+
+def test_masks_that_jpeg_has_spoilt(tmp_path):
+    for name in ("bear", "dog"):
+        frames(tmp_path / "JPEGImages" / name, range(2))
+        frames(tmp_path / "Annotations" / name, range(2))
+    assert verify(tmp_path).passed == (
+        "folders of masks as JPEG or WebP, which change the numbers in a mask; save them as PNG: 2 (first: Annotations/bear)",
+    )
+
+
+def test_a_frame_that_exif_turns_and_its_mask_that_is_not(tmp_path):
+    frames(tmp_path / "JPEGImages/v", range(2))
+    masks(tmp_path / "Annotations/v", range(2))
+    for file in (tmp_path / "JPEGImages/v").iterdir():
+        picture = Image.open(file)
+        exif = picture.getexif()
+        exif[ExifTags.Base.Orientation] = 6
+        picture.save(file, exif=exif)
+    _, reason = verify(tmp_path).problems[0]
+    assert reason.endswith(
+        "the frame is shown upright, (40, 24), as its EXIF says, and the mask is (24, 40); turn the mask too"
+    )
 
 
 def test_show_says_where_a_rate_comes_from(sets, tmp_path, capsys):

@@ -141,8 +141,9 @@ FILES = {
     "SwAV": ("plain weights", lambda n, o: state(n, "module.") | {
         "module.projection_head.0.weight": Z, "module.prototypes.weight": Z}),
     "SwAV, training": ("iBOT or timm, state_dict", lambda n, o: {"state_dict": state(n, "module."), "epoch": 5}),
-    "MAE": ("MAE", lambda n, o: {"model": state(n)}),
-    "MAE, full": ("MAE", lambda n, o: {"model": state(n) | {"decoder_embed.weight": Z, "mask_token": Z}}),
+    "MAE": ("weights under model", lambda n, o: {"model": state(n)}),
+    "MAE, full": ("weights under model", lambda n, o: {"model": state(n) | {"decoder_embed.weight": Z, "mask_token": Z}}),
+    "under model, parallel": ("weights under model", lambda n, o: {"model": state(n, "module."), "epoch": 3}),
     "timm, averaged": ("timm, averaged weights", lambda n, o: {"state_dict_ema": state(n), "state_dict": state(o)}),
     "timm, training": ("iBOT or timm, state_dict", lambda n, o: {"state_dict": state(n) | {"head.weight": Z}}),
     "torch-hub DINO, torchvision, timm": ("plain weights", lambda n, o: state(n)),

@@ -17,7 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, lru_cache
+from itertools import combinations
 from pathlib import Path
 
 from PIL import Image
@@ -113,6 +114,24 @@ def _count(name: str) -> tuple:
     return tuple(map(int, re.findall("[0-9]+", stem))) or (stem,)
 
 
+def _forms(names: Iterable[str]) -> dict[str, dict[tuple, str]]:
+    "Names that differ in their numbers alone -> the numbers that differ, the 8 in `leftImg8bit` does not -> the name."
+    forms: dict[str, list[str]] = {}
+    for name in names:
+        forms.setdefault(re.sub("[0-9]+", "#", name), []).append(name)
+    found = {}
+    for form, alike in forms.items():
+        rows = list(map(_count, alike))
+        differ = [k for k, column in enumerate(zip(*rows)) if len(set(column)) > 1 or len(alike) == 1]
+        found[form] = {tuple(row[k] for k in differ): name for row, name in zip(rows, alike)}
+    return found
+
+
+def _counts(names: Iterable[str]) -> dict[str, tuple]:
+    "Name -> its numbers that differ."
+    return {name: count for form in _forms(names).values() for count, name in form.items()}
+
+
 def _contents(folder: Folder) -> set[tuple]:
     "By what the contents of a folder can be recognised: its pictures' numbers, the names of films and folders below."
     inside = [f for f in folder.tree() if f is not folder and f.pictures]
@@ -171,25 +190,140 @@ def _clips(top: Folder, passed: PassedOver) -> tuple[list[Path], list[Folder]]:
         full |= {id(folder)} if more else set()
     return videos[::-1], folders[::-1]
 
+# %% ../../nbs/data/02_find.ipynb #fb9c5d2f
+_BESIDE = set(
+    "mask annotation gt groundtruth label seg segm segmentation panoptic semantic instance parsing alpha pha matte trimap "
+    "silhouette saliency depth disparity disp flow normal edge occlusion scribble thumb thumbnail".split()
+)
+_GLUED = re.compile(
+    "mask|annot|segm|panop|groundtruth|^(label|depth|dispar|occlu|optflow)|(seg|label|depth|disparity)$"
+)
+
+
+@lru_cache(2**16)
+def _parts(name: str) -> frozenset[str]:
+    "The words in a folder's name, in the singular: `classSegmentation_left` has three."
+    split = re.findall("[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)
+    return frozenset(word.lower() if len(word) < 3 else folder_word(word) for word in split)
+
+
+def _looks_beside(names: Iterable[str]) -> bool:
+    "Do folders' names speak of masks, depth or the like? `no_mask` does not."
+    words = frozenset().union(*map(_parts, names))
+    return not words & {"no", "non", "not", "without"} and any(w in _BESIDE or _GLUED.search(w) for w in words)
+
+
+def _repeats(path: Path, other: Path, counts: Callable[[Path], set], one_channel: bool) -> bool:
+    "Does a clip show masks, depth or the like of another one, by their names, their numbers and its kind of pictures?"
+    pairs = enumerate(zip(path.parts, other.parts))
+    shared = next((i for i, (a, b) in pairs if a != b), min(len(path.parts), len(other.parts)))
+    mine, others = (*path.parts[shared:-1], path.stem), (*other.parts[shared:-1], other.stem)
+    siblings, word = len(mine) == len(others) == 1, _looks_beside(mine)
+    own, frames = counts(path), counts(other)
+    if _looks_beside(others) or not (word or one_channel) or not (siblings or path.stem == other.stem):
+        return False
+    if own and frames and (len(own) < 2 or 2 * len(own & frames) <= len(own)):
+        return False
+    if (one_channel and own and frames) or any(_parts(name) & {*FRAMES, "image"} for name in others):
+        return word or bool(own and frames)
+    return word and not siblings and bool(own) and bool(frames) and own <= frames
+
+# %% ../../nbs/data/02_find.ipynb #642bcb01
+def _near(path: Path, root: Path) -> list[tuple]:
+    "Where the others of a clip may be: beside it, and by its name in three folders above."
+    inside = [above for above in path.parents[1:4] if above.is_relative_to(root)]
+    return [(path.parent,), *((above, path.stem) for above in inside)]
+
+
+def _take_out(videos: list[Path], folders: list[Folder], passed: PassedOver) -> tuple[list[Path], list[Folder]]:
+    "The clips without those that are masks, depth or the like of another one."
+    known = {folder.path: folder for folder in folders}
+
+    @cache
+    def counts(path: Path) -> set[tuple]:
+        return set(_counts(known[path].pictures).values()) if path in known else set()
+
+    def one_channel(path: Path) -> bool:
+        first = path / known[path].pictures[0] if path in known else path
+        told = first.suffix.lower() in MASKS or _looks_beside(path.relative_to(passed.root).parts)
+        return path in known and told and _one_channel(first)
+
+    single = {path for path in (*videos, *known) if one_channel(path)}
+    near: dict[tuple, list[Path]] = {}  # Clips of one folder, then clips of one name in a folder above
+    for path in (*videos, *known):
+        for place in _near(path, passed.root) if path not in single else ():
+            near.setdefault(place, []).append(path)
+    gone = set()
+    for path in (*videos, *known):
+        above = [p for p in _near(path, passed.root) if path in single or _looks_beside(path.relative_to(p[0]).parts)]
+        others = [other for place in above for other in near.get(place, ())[:100]]  # enough, and quick in a large set
+        if any(other != path and _repeats(path, other, counts, path in single) for other in others):
+            gone.add(path)
+            passed.add(
+                "clips that repeat others and look like their masks, depth or flow; call a folder masks to use it",
+                path,
+                loud=True,
+            )
+    return [v for v in videos if v not in gone], [f for f in folders if f.path not in gone]
+
 # %% ../../nbs/data/02_find.ipynb #c70661b4
-def _mixed(names: Sequence[str]) -> bool:
-    "Do several files claim to be the same frame?"
-    shapes: dict[str, set] = {}
+def _same_frame(names: Sequence[str]) -> tuple[str, ...]:
+    "Two files that claim to be the same frame; empty where there are none."
+    forms = {form: found for form, found in _forms(names).items() if len(found) > 1}
+    for (form, found), (form2, found2) in combinations(forms.items(), 2):
+        within = found.keys() <= found2.keys() or found2.keys() <= found.keys()
+        if found.keys() == found2.keys() or (within and form.split("#")[0] == form2.split("#")[0]):
+            first = min(found.keys() & found2.keys())
+            return found[first], found2[first]
+    stems: dict[str, str] = {}
     for name in names:
-        shapes.setdefault(re.sub("[0-9]+", "#", name), set()).add(_count(name))
-    some = [frozenset(counts) for counts in shapes.values() if len(counts) > 1]
-    return len(set(some)) < len(some) or len({os.path.splitext(name)[0] for name in names}) < len(names)
+        if (stem := os.path.splitext(name)[0]) in stems:
+            return stems[stem], name
+        stems[stem] = name
+    for stem, name in stems.items():  # `0000 (1).jpg` and `0000_gt8.png` beside `0000.jpg`
+        short = re.fullmatch(r"(.*?[0-9])( ?\([0-9]+\)|[ _.~-]*[A-Za-z][^/]*)", stem)
+        if short and short[1] in stems:
+            return stems[short[1]], name
+    return ()
+
+# %% ../../nbs/data/02_find.ipynb #16ebd0bf
+def _two_shots(names: Sequence[str]) -> tuple[str, ...]:
+    "Two files that begin two shots, as `cam0_000.png` and `cam1_000.png`; empty where all is one shot."
+    for found in _forms(names).values():
+        if len(found) < 4 or len(next(iter(found))) != 2:
+            continue
+        shots: dict[int, list[int]] = {}
+        for shot, number in sorted(found):
+            shots.setdefault(shot, []).append(number)
+        (one, first), (two, second) = list(shots.items())[:2] if len(shots) > 1 else ((0, []), (0, []))
+        again = first and all(len(run) > 1 and run[0] == first[0] for run in shots.values())
+        if not again or max(map(max, shots.values())) == 59:  # 59: minutes and seconds
+            continue
+        pair = found[one, first[0]], found[two, second[0]]
+        words = zip(*(re.findall("[A-Za-z]?[0-9]+", name) for name in pair))
+        word = next(
+            a for a, b in words if a != b
+        )  # `cam0` is a shot, `000001_` too where frames are counted one by one
+        straight = first == list(range(first[0], first[0] + len(first)))
+        if (word[0].isalpha() and len(word) < 6) or (straight and len(word) > 2):
+            return pair
+    return ()
+
+# %% ../../nbs/data/02_find.ipynb #946e0960
+def _one_channel(path: str | Path) -> bool:
+    "Has a picture a palette or one channel, by its header?"
+    try:
+        with Image.open(path) as picture:
+            return picture.mode in ("1", "P", "L", "I", "I;16")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return False
 
 
 def is_mask(
     path: str | Path,  # A picture
 ) -> bool:
     "Are its values ids and no colours, by its ending and header?"
-    try:
-        with Image.open(path) as picture:
-            return Path(path).suffix.lower() in MASKS and picture.mode in ("1", "P", "L", "I", "I;16")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
-        return False
+    return Path(path).suffix.lower() in MASKS and _one_channel(path)
 
 # %% ../../nbs/data/02_find.ipynb #916ad5a4
 def _matched(source: Source, found: dict[int, str]) -> dict[int, str]:
@@ -210,17 +344,21 @@ class SortedFolder(FolderSource):
     @cached_property
     def files(self) -> list[str]:
         names = super().files
-        if not _mixed(names):
-            return names
+        twice = _same_frame(names)
         frames = [name for name in names if Path(name).suffix.lower() in LOSSY]
         others = [name for name in names if name not in frames]
-        if frames and others and not _mixed(frames) and all(is_mask(Path(self.path) / name) for name in others[:3]):
-            return frames
-        one = next((n for n in names[1:] if _count(n) == _count(names[0])), names[-1])
-        raise VideoError(
-            f"{self.path} holds several pictures for one frame, such as {names[0]} and {one}; "
-            "keep frames and whatever goes with them in folders of their own"
-        )
+        if twice and frames and others and all(is_mask(Path(self.path) / name) for name in others[:3]):
+            names, twice = frames, _same_frame(frames)
+        if twice:
+            raise VideoError(
+                f"{self.path} holds several pictures for one frame, such as {' and '.join(twice)}; "
+                "keep frames and whatever goes with them in folders of their own"
+            )
+        if shots := _two_shots(names):
+            raise VideoError(
+                f"{self.path} holds several shots, such as {' and '.join(shots)}; give each its own folder"
+            )
+        return names
 
     @cached_property
     def mask_files(self) -> dict[int, str]:
@@ -237,7 +375,7 @@ class SortedFolder(FolderSource):
     def _frame_of(self, mask: str) -> int | None:
         found = super()._frame_of(mask)
         short, _, last = Path(mask).stem.rpartition("_")
-        return super()._frame_of(short + Path(mask).suffix) if found is None and last.isalpha() else found
+        return super()._frame_of(short + Path(mask).suffix) if found is None and last[:1].isalpha() else found
 
 # %% ../../nbs/data/02_find.ipynb #19779478
 @dataclass(eq=False, repr=False)
@@ -514,7 +652,7 @@ def _make(path: Path, name: str, folder: Folder | None, layout: str, fps: float 
     "A source without its masks and classes."
     if folder is None:
         return VideoSource(name, str(path))
-    kind = SortedFolder if _mixed(folder.pictures) else FolderSource
+    kind = SortedFolder if _same_frame(folder.pictures) or _two_shots(folder.pictures) else FolderSource
     return kind(name, str(path), rate=fps, numbering=_numbering(layout, path))
 
 
@@ -573,12 +711,20 @@ def _refuse_parts(paths: list[Path], root: Path) -> None:
         raise TimetError(f"{root} holds several parts of a set: {counts}; give one of these folders")
 
 # %% ../../nbs/data/02_find.ipynb #7a642c96
+def _why_unused(place: Path) -> str:
+    "What to say of a folder of masks that no clip has taken."
+    pictures = {Path(name).suffix.lower() for name in list_files(place, IMAGES)}
+    if pictures and pictures <= LOSSY:
+        return "folders of masks as JPEG or WebP, which change the numbers in a mask; save them as PNG"
+    return "folders of masks that go with no clip by their names"
+
+
 def _everything(root: Path, fps: float | None, alone: bool) -> Sources:
     "The sources in a folder; `alone`: they must not belong to several parts of a set."
     passed = PassedOver(root)
     top = look(root, KINDS, passed)
     masks = set_aside(top, passed)
-    videos, folders = _clips(top, passed)
+    videos, folders = _take_out(*_clips(top, passed), passed)
     kept = set(_one_resolution([folder.path for folder in folders]))
     for folder in folders:
         if folder.path not in kept:
@@ -599,7 +745,7 @@ def _everything(root: Path, fps: float | None, alone: bool) -> Sources:
     used = {source.mask_folder for source in found}
     for place in sorted(finder.unfit | {folder.path for folder in masks}):
         if str(place) not in used:
-            passed.add("folders of masks that go with no clip by their names", place, loud=None in used)
+            passed.add(_why_unused(place), place, loud=None in used)
     found.passed = passed
     return found
 

@@ -98,10 +98,19 @@ def _check_video(source: Source) -> tuple[int, list[str]]:
     return count, [f"{said}`ffmpeg -i FILE -c copy OUT.mkv`"] if other else []
 
 # %% ../../nbs/data/07_verify.ipynb #c2a99375
+def _stored(file: str) -> tuple[int, int]:
+    "Height and width of a picture before EXIF turns it."
+    with Image.open(file) as picture:
+        return picture.size[::-1]
+
+
 def _check_mask(source: Source, number: int, file: str, sizes: set[tuple[int, int]]) -> str:
     "What is wrong with a mask that can be read; empty: nothing."
     shape = read_mask(file).shape
     if len(sizes) == 1 and shape not in sizes:
+        if not isinstance(source, VideoSource) and _stored(source.file_of(number)) == shape:
+            size = next(iter(sizes))
+            return f"{file}: the frame is shown upright, {size}, as its EXIF says, and the mask is {shape}; turn the mask too"
         return f"{file}: the mask is {shape}, its frame {next(iter(sizes))}"
     if isinstance(source, VideoSource) and sizes and number >= source.num_frames:
         return f"{file}: the mask belongs to frame {number}, the last frame is {source.num_frames - 1}"

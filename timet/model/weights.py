@@ -189,7 +189,7 @@ LAYOUTS = (
     Layout("SimSiam or PixPro, encoder", _ANY, "encoder.", ("encoder_k.", "momentum_encoder.")),
     *(Layout("Hugging Face", _ANY, f"{name}.") for name in ("dinov2", "dinov2_with_registers", "vit", "deit")),
     Layout("timm, averaged weights", ("state_dict_ema", "model_ema", "ema"), ""),
-    Layout("MAE", ("model",), ""),
+    Layout("weights under model", ("model",), ""),
     Layout("iBOT or timm, state_dict", ("state_dict",), ""),
     Layout("plain weights", ("module", "model_state_dict", "net", "network", "encoder", "backbone", ""), ""),
 )  # fmt: skip
