@@ -652,6 +652,14 @@ def test_objects_that_no_mask_can_hold(tmp_path, number):
         find_sources(tmp_path)
 
 
+@pytest.mark.parametrize("category", [None, 7, ["cat"]])
+def test_a_category_that_is_no_text(tmp_path, category):
+    frames(tmp_path / "JPEGImages/v", range(2))
+    meta(tmp_path / "meta.json", {"v": {1: category}})
+    with pytest.raises(TimetError, match="the category of object 1 in v must be text, got"):
+        find_sources(tmp_path)
+
+
 def test_a_meta_json_with_a_mark_in_front(tmp_path):
     frames(tmp_path / "JPEGImages/v", range(2))
     text = meta(tmp_path / "meta.json", {"v": {1: "dog"}}).read_text()

@@ -508,7 +508,11 @@ def _objects(videos: object, path: Path) -> dict[str, dict[int, str]]:
     for name, video in videos.items() if isinstance(videos, dict) else ():
         objects = video.get("objects") if isinstance(video, dict) else None
         for number, entry in objects.items() if isinstance(objects, dict) else ():
-            if isinstance(entry, dict) and isinstance(entry.get("category"), str):
+            if isinstance(entry, dict) and "category" in entry:
+                if not isinstance(entry["category"], str):
+                    raise TimetError(
+                        f"{path}: the category of object {number[:20]} in {name} must be text, got {json.dumps(entry['category'])[:40]}"
+                    )
                 if not re.fullmatch("[0-9]{1,5}", number) or not 0 < int(number) <= LARGEST_ID:
                     raise TimetError(
                         f"{path} has the object {number[:20]!r} in {name}; objects are numbered as in the masks, 1 to {LARGEST_ID}"
