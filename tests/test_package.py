@@ -1,8 +1,10 @@
 """What `import timet` gives: a docstring that runs, a version, and first names that load nothing before they are used."""
 
 import doctest
+import re
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -58,3 +60,10 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     code = f"import sys\n{code}\nexcept SystemExit:\n    pass\nprint(); print(*(m for m in {HEAVY[:6]} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--help" in done.stdout and done.stdout.splitlines()[-1].split() == []
+
+
+def test_nothing_of_the_workshop_is_needed_to_run():
+    "What writes and tests the lessons is no requirement of the package."
+    tools = re.compile(r"^\s*(?:from|import) (fastcore|nbdev|execnb|jupytext|nbclient|pytest|ruff)\b", re.M)
+    found = {f.name: tools.findall(f.read_text()) for f in Path(timet.__file__).parent.rglob("*.py")}
+    assert not any(found.values()), {name: words for name, words in found.items() if words}

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['JITTER', 'Dice', 'Crops', 'make_views', 'MultiCrop', 'see', 'make_head', 'Hiding', 'PatchLoss', 'HiddenPatches',
-           'Distiller']
+           'TeacherStudent', 'Distiller']
 
 # %% ../../nbs/pretraining/02_distill.ipynb #b3e00e41
 import math
@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 import torch
 from einops import rearrange
-from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.transforms.v2.functional import rgb_to_grayscale
@@ -252,8 +251,35 @@ class HiddenPatches(nn.Module):
             taught = self.teacher_head(true.flatten(0, 1)[hiding.index].float())
         return self.loss(taught, self.head(guessed.flatten(0, 1)[hiding.index].float()), hiding.weight)
 
+# %% ../../nbs/pretraining/02_distill.ipynb #bdb4cceb
+class TeacherStudent(nn.Module):
+    "Networks that learn, and others of the same shape that follow them."
+
+    def pairs(self) -> list[tuple[nn.Module, nn.Module]]:
+        "What learns, and what follows it: the network first, then the heads."
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def follow(
+        self,
+        decay: float,  # 0 to 1; 1: the teacher stands still
+    ) -> None:
+        "Move the teacher: `teacher = decay * teacher + (1 - decay) * student`."
+        from lightly.models.utils import update_momentum
+
+        for ours, theirs in self.pairs():
+            update_momentum(ours, theirs, decay)
+
+    def freeze_last_layers(
+        self,
+        epoch: int,  # From 0
+    ) -> None:
+        "Drop the gradients of the heads' last layers in the first epochs, as DINO does."
+        for ours, _ in self.pairs()[1:]:
+            ours.cancel_last_layer_gradients(epoch)
+
 # %% ../../nbs/pretraining/02_distill.ipynb #c543fc09
-class Distiller(nn.Module):
+class Distiller(TeacherStudent):
     """Student, teacher and their heads (Caron et al. 2021, Alg. 1; hidden patches as in Zhou et al. 2022).
 
     Raises `TimetError` where the network has no class token.
@@ -311,26 +337,3 @@ class Distiller(nn.Module):
                 taught = self.teacher_head(taught.float())
             loss = self.loss(list(taught.split(many)), list(self.head(seen.float()).split(many)))
             return loss + self.patch_weight * self.patches(true, guessed, hiding) if hidden else loss
-
-# %% ../../nbs/pretraining/02_distill.ipynb #f43ea2cc
-@patch
-@torch.no_grad()
-def follow(
-    self: Distiller,
-    decay: float,  # 0 to 1; 1: the teacher stands still
-) -> None:
-    "Move the teacher: `teacher = decay * teacher + (1 - decay) * student`."
-    from lightly.models.utils import update_momentum
-
-    for ours, theirs in self.pairs():
-        update_momentum(ours, theirs, decay)
-
-
-@patch
-def freeze_last_layers(
-    self: Distiller,
-    epoch: int,  # From 0
-) -> None:
-    "Drop the gradients of the heads' last layers in the first epochs, as DINO does."
-    for ours, _ in self.pairs()[1:]:
-        ours.cancel_last_layer_gradients(epoch)
