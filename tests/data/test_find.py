@@ -557,9 +557,7 @@ def test_names_that_are_no_text(tmp_path):
     masks(tmp_path / "v/masks" / odd, range(4))
     (tmp_path / "v/list.txt").write_bytes(b"caf\xe9\n")
     found = find_sources(tmp_path / "v")
-    assert found.names == ["good", r"v/caf\udce9", r"videos/caf\udce9.mp4"] or sorted(found.names) == sorted(
-        ["good", r"caf\udce9", r"videos/caf\udce9.mp4"]
-    )
+    assert sorted(found.names) == sorted(["good", r"caf\udce9", r"videos/caf\udce9.mp4"])
     for source in found:
         assert source.frames([0, 1]).shape == (2, *SIZE, 3)
     assert sum(source.has_masks for source in found) == 2

@@ -38,6 +38,9 @@ class Dice:
     solar: Tensor  # 0 or 1
 
 # %% ../../nbs/pretraining/02_distill.ipynb #cfbaeab1
+JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}  # Most that a colour changes
+
+
 @dataclass(frozen=True)
 class Crops:
     """How views of one size are drawn; the defaults are DINO's large views (Caron et al. 2021, and `lightly`'s `DINOTransform`).
@@ -80,9 +83,6 @@ class Crops:
         )  # fmt: skip
 
 # %% ../../nbs/pretraining/02_distill.ipynb #c2b19dc2
-JITTER = {"brightness": 0.4, "contrast": 0.4, "saturation": 0.2, "hue": 0.1}  # Most that a colour changes
-
-
 def make_views(
     images: Tensor,  # In 0 to 1 `(b 3 H W)`
     dice: Dice,  # For `m` views, a multiple of `b`
